@@ -28,3 +28,31 @@ class Tally(Counter[str]):
     def described(self) -> str:
         """One line for a log: `corrupt_image 2, empty_caption 1`, or `none`."""
         return ", ".join(f"{reason} {count}" for reason, count in sorted(self.items())) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How a pair becomes model input: part of the model, since an export must repeat it.
+
+    Attributes:
+        resize: pixels a side; images are resized to this square, aspect ratio not kept (ALIGN paper, section 5.1).
+        crop: pixels a side of the random (training) or central (evaluation) crop; at most `resize`.
+        antialias: False is the reference's plain bilinear; True is Pillow's, which the exported processor uses.
+        max_tokens: longest caption in WordPiece tokens, [CLS] and [SEP] included.
+    """
+
+    resize: int = 346
+    crop: int = 289
+    antialias: bool = False
+    max_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(
+                f"model.preprocessing.crop is {self.crop} pixels, but the image is resized to {self.resize}: "
+                f"choose a crop of 1 to {self.resize}"
+            )
+        if self.max_tokens < 3:
+            raise ValueError(
+                f"model.preprocessing.max_tokens is {self.max_tokens}; [CLS], one word and [SEP] need at least 3"
+            )

@@ -1,1 +1,21 @@
-"""."""
+"""Lightning modules, data module and callbacks; the only floor, but for the command line, that knows Lightning."""
+
+from align_train.engine.checkpoints import AtomicCheckpointIO, check_fit, load_weights, read_checkpoint
+from align_train.engine.data import PairData
+from align_train.engine.metrics_file import MetricsFile
+from align_train.engine.module import AlignTraining
+from align_train.engine.progress import Progress
+from align_train.engine.stopping import StopOnNonFinite, StopOnSignal
+
+__all__ = [
+    "AlignTraining",
+    "AtomicCheckpointIO",
+    "MetricsFile",
+    "PairData",
+    "Progress",
+    "StopOnNonFinite",
+    "StopOnSignal",
+    "check_fit",
+    "load_weights",
+    "read_checkpoint",
+]

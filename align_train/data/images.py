@@ -1,0 +1,123 @@
+"""Encoded images to uint8 pixels: decode, resize, crop, and change at random for training."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+
+from align_train.data.shards import Unusable
+from align_train.records import Preprocessing
+
+MAX_PIXELS = 89_478_485  # Pillow's own warning level for a decompression bomb: 256 MB of RGB
+WHITE = (255, 255, 255)
+
+
+def decode(content: bytes, where: str = "image") -> Image.Image:
+    """Any image Pillow reads, as RGB: transparency on white, palettes and CMYK converted, EXIF rotation ignored.
+
+    Kakao's reader ignores EXIF rotation too; it drops the alpha channel, which shows whatever colour lies under
+    the transparent parts, most often black.
+
+    Raises:
+        Unusable: corrupt_image, or too_many_pixels where the header announces over 89 megapixels.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unusable("too_many_pixels", f"{where} has {image.width} x {image.height}")
+            if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+                return image.convert("RGB")
+            layer = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Unusable("corrupt_image", f"{where} ({error})") from error
+
+
+def resize(image: Image.Image, size: int, antialias: bool) -> Image.Image:
+    """A square of `size` pixels, bilinear; the aspect ratio is not kept.
+
+    Without antialiasing it is within one grey level of tf.image.resize, the reference (golden/resize.npz).
+    """
+    if antialias:
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    square = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=False)[0]
+    return Image.fromarray(square.permute(1, 2, 0).contiguous().numpy())
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square, rounded to the upper left, as the reference's evaluation (346 to 289: offset 28)."""
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images. The defaults are the paper's: a random crop and a flip.
+
+    Attributes:
+        flip: probability of mirroring left and right.
+        rotation: degrees, uniform in both directions.
+        scale: share of size, uniform in both directions; the ground is white.
+        shift: share of the image's side, uniform in both directions and on both axes.
+        contrast: share of contrast, uniform in both directions.
+        colour: grey levels (of 255) that each channel moves by, uniform in both directions.
+    """
+
+    flip: float = 0.5
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+
+    def __call__(self, image: Image.Image, crop: int, random: np.random.Generator) -> Image.Image:
+        """Change a resized image and crop it to `crop` pixels a side."""
+        if self.rotation or self.scale or self.shift:
+            image = self._moved(image, random)
+        left, top = random.integers(0, [image.width - crop + 1, image.height - crop + 1])
+        image = image.crop((left, top, left + crop, top + crop))
+        if random.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self._toned(image, random) if self.contrast or self.colour else image
+
+    def _moved(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        """Rotate, scale and shift about the centre in one bilinear step."""
+        angle = np.deg2rad(random.uniform(-self.rotation, self.rotation))
+        zoom = 1 + random.uniform(-self.scale, self.scale)
+        cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+        x, y = image.width / 2, image.height / 2
+        right, down = random.uniform(-self.shift, self.shift, 2) * image.width
+        matrix = (cos, sin, x - cos * (x + right) - sin * (y + down), -sin, cos, y + sin * (x + right) - cos * (y + down))
+        return image.transform(
+            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=WHITE
+        )
+
+    def _toned(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
+        gain = 1 + random.uniform(-self.contrast, self.contrast)
+        tint = random.uniform(-self.colour, self.colour, 3)
+        pixels = np.asarray(image, dtype=np.float32)
+        changed = (pixels - 127.5) * gain + (127.5 + tint)
+        return Image.fromarray(np.clip(np.rint(changed), 0, 255).astype(np.uint8))
+
+
+def pixels_of(
+    content: bytes,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation | None = None,
+    random: np.random.Generator | None = None,
+    where: str = "image",
+) -> np.ndarray:
+    """Encoded image to uint8 (crop, crop, 3): augmented with `random` in training, the central crop without.
+
+    Raises:
+        Unusable: as `decode`.
+    """
+    image = resize(decode(content, where), preprocessing.resize, preprocessing.antialias)
+    if augmentation is None:
+        return np.array(centre_crop(image, preprocessing.crop))
+    assert random is not None
+    return np.array(augmentation(image, preprocessing.crop, random))

@@ -1,0 +1,67 @@
+"""The only door to torch.distributed. With one process every function answers without it.
+
+Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 to world_size - 1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        # Every rank computes the whole loss from all rows, so a row's gradient is the sum of what all ranks
+        # say of it. DDP then takes the mean over ranks, which leaves the gradient of one big batch.
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """All ranks' rows in rank order, differentiable: (b, D) to (B, D).
+
+    Followed by the same loss on every rank and DDP's mean of the gradients, this equals one process with the
+    whole batch, forward and backward (tests/test_distributed.py). Every rank must bring the same number of rows.
+    """
+    return _GatherRows.apply(local) if world_size() > 1 else local
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
+        total = local.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(local: Tensor) -> Tensor:
+    """The sum of every rank's tensor, differentiable; the same shape on all ranks."""
+    return _SumOverRanks.apply(local) if world_size() > 1 else local
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on all ranks when it is true on one: how ranks agree to stop at a step boundary."""
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)

@@ -1,0 +1,68 @@
+"""Checkpoints on disk: whole or not there, and read without running code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from align_train.files import atomic_write
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name, flushes to disk, renames; reads tensors and plain values only."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save so that `path` is either the old file or the whole new one, whatever happens in between."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Load with `weights_only=True`, always."""
+        return read_checkpoint(Path(path), map_location)
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The checkpoint in a file, or the newest of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not a checkpoint of ours.
+    """
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no checkpoint at {file}: give a run folder or a .ckpt file in its checkpoints/")
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file} is not a readable checkpoint ({error}): is it whole, and of align_train?") from error
+    if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:
+        raise ValueError(f"{file} holds no recipe: it is not a checkpoint of align_train")
+    return checkpoint
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        ValueError: it is a checkpoint of another model; names the first weight that does not fit.
+    """
+    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    check_fit(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def check_fit(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise ValueError at the first weight that is missing, unknown or of another shape."""
+    for name in [*wanted, *found]:
+        shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (wanted, found)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path} is a checkpoint of another model: {name} is {shapes[0]} in the model and {shapes[1]} in the "
+                "checkpoint. Choose the model it was trained with (model=...), or another checkpoint"
+            )

@@ -1,0 +1,99 @@
+"""metrics.csv: one row a logged step, without gap or overlap after a resume."""
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from align_train.files import atomic_write
+
+
+class MetricsFile(Logger):
+    """Appends metrics to RUN/metrics.csv, a row when its step is over; a new metric is a new column.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns = self._header()
+        self._row: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """For Lightning's messages."""
+        return "metrics"
+
+    @property
+    def version(self) -> int:
+        """There is one file a run."""
+        return 0
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the rows of `step` and later, which a resumed run is about to write again."""
+        self._row = {}
+        self._rewrite([row for row in self._rows() if int(row["step"]) < step])
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: resolved.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add values to the row of `step`, and write the row before if that was another step."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if not values:
+            return
+        if self._row and self._row["step"] != step:
+            self._write_row()
+        self._row |= {"step": step, **values}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last row."""
+        self._write_row()
+
+    def _write_row(self) -> None:
+        if not self._row:
+            return
+        if new := [name for name in self._row if name not in self._columns]:
+            self._columns += new
+            self._rewrite(self._rows())
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(self._row)
+        self._row = {}
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path) as file:
+            file.write(text.getvalue().encode())
+
+    def _header(self) -> list[str]:
+        if not self.path.is_file():
+            return ["step"]
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), ["step"])
+
+    def _rows(self) -> list[dict[str, str]]:
+        """What the file has; a last line torn by a kill is left out."""
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values()]

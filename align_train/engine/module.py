@@ -1,0 +1,120 @@
+"""The training step, in the order of time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from align_train.batch import Batch
+from align_train.distributed import gather_rows, rank, world_size
+from align_train.losses import row_losses
+from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
+from align_train.models import Align, centre_text
+from align_train.records import Tally
+
+
+class AlignTraining(L.LightningModule):
+    """Contrastive training of ALIGN with negatives from all ranks.
+
+    Random numbers (dropout, stochastic depth) are seeded anew at every step from seed, step and rank, so that a
+    resumed run draws the same ones; nothing of them needs saving.
+
+    Args:
+        model: both towers.
+        optimizer: makes an optimizer from the model, e.g. a partial of `align_train.optim.lamb`.
+        schedule: factor of the learning rate by step.
+        label_smoothing: over the global batch; 0.1 in the paper.
+        seed: of the random numbers.
+        centre_captions: start the text projection's bias at minus the mean of the first batch; see `centre_text`.
+        recipe: resolved configuration as YAML text; travels in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: Align,
+        optimizer: Callable[[Align], Optimizer],
+        schedule: Callable[[int], float],
+        label_smoothing: float = 0.1,
+        seed: int = 0,
+        centre_captions: bool = False,
+        recipe: str = "",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self._make_optimizer, self._schedule = optimizer, schedule
+        self._label_smoothing, self._seed, self._centre = label_smoothing, seed, centre_captions
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """One global batch: this rank's b pairs against all ranks' B."""
+        image = self.model.encode_image(batch.pixels)  # (b, D)
+        text = self.model.encode_text(batch.input_ids, batch.attention_mask)  # (b, D)
+        loss = self.share_of_loss(image, text)
+        self.log("loss", loss, sync_dist=world_size() > 1)
+        self.log("temperature", self.model.temperature.detach())
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self._log_health(image.detach(), text.detach())
+        return loss
+
+    def share_of_loss(self, image: Tensor, text: Tensor) -> Tensor:
+        """This rank's rows of the global loss: (b, D) each, against the gathered (B, D).
+
+        Its mean over ranks, which DDP takes of the gradients too, is `contrastive_loss` of the global batch.
+        """
+        images, texts, first = gather_rows(image), gather_rows(text), rank() * len(image)
+        temperature = self.model.temperature
+        image_to_text = row_losses(image, texts, temperature, first, self._label_smoothing)
+        text_to_image = row_losses(text, images, temperature, first, self._label_smoothing)
+        return (image_to_text + text_to_image).mean()
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Seed this step, and centre the captions before the very first."""
+        entropy = np.random.SeedSequence([self._seed, self.trainer.global_step, rank()])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        if self._centre and self.trainer.global_step == 0 and batch_index == 0:
+            centre_text(self.model, batch.input_ids, batch.attention_mask)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then bring the temperature back within its bounds."""
+        super().optimizer_step(*args, **kwargs)
+        self.model.clamp_temperature()
+
+    def validation_step(self, batch: Batch | Tally, batch_index: int) -> None:
+        """Embed; the score is over all batches together."""
+        if isinstance(batch, Batch):
+            image = self.model.encode_image(batch.pixels)
+            self._seen.append((image, self.model.encode_text(batch.input_ids, batch.attention_mask)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Recall on the validation pairs; its mean over both ways is what the best checkpoint is chosen by."""
+        image, text = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        self._seen.clear()
+        recall = retrieval_recall(image, text, torch.arange(len(image), device=image.device), ks=(1, 5))
+        recall["mean_r5"] = (recall["i2t_r5"] + recall["t2i_r5"]) / 2
+        # every rank has seen every validation pair, so the values are equal already
+        self.log_dict({f"validation/{name}": value for name, value in recall.items()}, sync_dist=False)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, its learning rate set at every step."""
+        optimizer, schedule = self._make_optimizer(self.model), self._schedule
+        # a plain function, so that no schedule is restored from a checkpoint over the configured one
+        scheduler = LambdaLR(optimizer, lambda step: schedule(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe beside the weights: a checkpoint says how it was made."""
+        checkpoint["recipe"] = self.recipe
+
+    def _log_health(self, image: Tensor, text: Tensor) -> None:
+        """A tower that maps all to one point shows here from the first step, long before it shows in the loss."""
+        for name, embeddings in (("image", image), ("text", text)):
+            if torch.isfinite(embeddings).all():
+                self.log(f"health/{name}_mean_cosine", mean_cosine(embeddings))
+                self.log(f"health/{name}_effective_rank", effective_rank(embeddings))

@@ -1,0 +1,116 @@
+"""A trained model as a Hugging Face folder, proved equal after a plain reload."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AlignConfig, AlignModel, AlignProcessor
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+
+from align_train.corpus.sample_corpus import read_sample
+from align_train.data.images import centre_crop, decode, resize
+from align_train.data.tokens import load_tokenizer
+from align_train.models import Align
+from align_train.records import Preprocessing
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5  # largest difference of any embedding value after a reload; float32 rounding is some 3e-7
+
+
+def export_hf(model: Align, folder: str | Path, card: str = "") -> float:
+    """Write config, safetensors, processor, tokenizer and model card, and prove the folder by reloading it.
+
+    The folder appears under its name only when it is whole and proved; one that was there before is replaced.
+
+    Args:
+        model: any device, any mode; not changed.
+        folder: where to.
+        card: text of README.md, the model card.
+
+    Returns:
+        The largest difference between embeddings of the model and of the reloaded folder.
+
+    Raises:
+        ValueError: they differ by more than 1e-5, or the folder is a file or holds something else.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    plain_model(model).save_pretrained(temporary)
+    build_processor(model.preprocessing).save_pretrained(temporary)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    difference = largest_difference(model, temporary)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"the export differs from the model by {difference:.1e} after a reload, more than {TOLERANCE}: it stays in "
+            f"{temporary} for a look; are all weights finite?"
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.replace(folder)
+    return difference
+
+
+def plain_model(model: Align) -> AlignModel:
+    """transformers' own AlignModel with the weights of `model`, on the CPU in float32, in evaluation mode."""
+    plain = AlignModel(AlignConfig.from_dict(model.config.to_dict()))
+    plain.load_state_dict({name: value.float().cpu() for name, value in model.state_dict().items()})
+    return plain.eval()
+
+
+def build_processor(preprocessing: Preprocessing) -> AlignProcessor:
+    """transformers' processor for the model's inputs: resize, centre crop, x / 127.5 - 1, WordPiece.
+
+    It resizes with Pillow's antialiasing, whatever `preprocessing.antialias` says: transformers has no other.
+    """
+    image = EfficientNetImageProcessorPil(
+        do_resize=True,
+        size={"height": preprocessing.resize, "width": preprocessing.resize},
+        resample=Image.Resampling.BILINEAR,
+        do_center_crop=preprocessing.crop < preprocessing.resize,
+        crop_size={"height": preprocessing.crop, "width": preprocessing.crop},
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        do_normalize=False,
+        include_top=False,
+    )
+    return AlignProcessor(image, load_tokenizer(preprocessing.max_tokens))
+
+
+@torch.inference_mode()
+def largest_difference(model: Align, folder: Path, pairs: int = 8) -> float:
+    """Reload `folder` with transformers alone and compare embeddings and inputs of sample pairs with `model`'s."""
+    reloaded, processor = AlignModel.from_pretrained(folder).eval(), AlignProcessor.from_pretrained(folder)
+    samples = [pair for pair, _ in zip(read_sample(), range(pairs), strict=False)]
+    images = [decode(pair.image) for pair in samples]
+    inputs = processor(
+        text=[pair.caption for pair in samples],
+        images=images,
+        return_tensors="pt",
+        padding="max_length",
+        truncation=True,
+        max_length=model.preprocessing.max_tokens,
+    )
+    outputs = reloaded(**inputs)
+    size, crop = model.preprocessing.resize, model.preprocessing.crop
+    ours = torch.stack([_scaled(centre_crop(resize(image, size, antialias=True), crop)) for image in images])
+    device, training = model.temperature.device, model.training
+    model.eval()
+    image = model.encode_image(ours.to(device)).float().cpu()
+    text = model.encode_text(inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).float().cpu()
+    model.train(training)
+    return max((outputs.image_embeds - image).abs().max().item(), (outputs.text_embeds - text).abs().max().item())
+
+
+def _scaled(image: Image.Image) -> torch.Tensor:
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1) / 127.5 - 1
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+        raise ValueError(f"{folder} is there and is no exported model: choose another folder with export.folder=...")
