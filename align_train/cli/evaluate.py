@@ -1,0 +1,21 @@
+"""`align-train evaluate`: score a model."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from align_train.cli.models import choose_device, load_model
+from align_train.cli.scoring import take_exams, write_result
+from align_train.evaluation import table
+
+
+def evaluate(config: DictConfig) -> None:
+    """Take the exams, print the table, write result.json and contact sheets."""
+    if not config.exams:
+        raise ValueError("no exam is chosen: give exams=sample, or a file of your own in --config-dir")
+    folder = Path(config.folder)
+    loaded = load_model(config.checkpoint)
+    scores = take_exams(config.exams, loaded.model, folder, choose_device(config.device))
+    write_result(folder, scores, {"checkpoint": str(config.checkpoint), "steps": loaded.steps})
+    print(table(scores))
+    print(f"result.json and contact sheets in {folder}")

@@ -1,0 +1,41 @@
+"""What an export of a trained checkpoint needs: settled statistics and a card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from align_train import __version__
+from align_train.engine import PairData, recalibrate_if_short
+from align_train.evaluation import Score, table
+from align_train.hub import export_hf, model_card
+from align_train.models import Align
+
+
+def settle(model: Align, data: PairData, steps: int) -> None:
+    """Recalibrate batch norm where the run was too short for its running statistics, and say so."""
+    batches = recalibrate_if_short(model, data, steps)
+    if batches:
+        print(f"batch-norm statistics recalibrated on {batches} batches: {steps} steps are too few to warm them up")
+
+
+def export_model(
+    model: Align, recipe: DictConfig, folder: Path, steps: int, scores: Mapping[str, Score]
+) -> dict[str, Any]:
+    """Write and prove the Hugging Face folder; returns what result.json says of it."""
+    settings = {
+        "steps": steps,
+        "batch size": recipe.data.batch_size,
+        "pairs seen": steps * recipe.data.batch_size,
+        "optimizer": f"{recipe.optimizer._target_.rpartition('.')[2]}, learning rate {recipe.optimizer.lr}",
+        "schedule": f"{recipe.schedule._target_.rpartition('.')[2]}, warm-up {recipe.schedule.warmup_steps} steps",
+        "image size": f"{model.preprocessing.crop} pixels, cut from {model.preprocessing.resize}",
+        "longest caption": f"{model.preprocessing.max_tokens} tokens",
+        "temperature at the end": f"{model.temperature.item():.4f}",
+        "seed": recipe.seed,
+    }
+    shown = table(scores) if scores else "No exam was taken."
+    difference = export_hf(model, folder, model_card(recipe.name, __version__, recipe.data_card, settings, shown))
+    print(f"exported to {folder}; reloaded by transformers, embeddings differ by at most {difference:.1e}")
+    return {"folder": str(folder), "largest_difference": difference}

@@ -1,0 +1,74 @@
+"""A verb as a Hydra application, and errors as one line."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align_train.cli.resuming import continued
+from align_train.shipped import config_folder
+
+# What a user can cause; everything else is a defect, and shows its traceback.
+EXPECTED = (ValueError, FileNotFoundError, FloatingPointError, OmegaConfBaseException, OSError)
+TRACEBACK = "ALIGN_TRAIN_TRACEBACK"
+
+
+def run(verb: str, overrides: Sequence[str]) -> None:
+    """Compose configs/VERB.yaml with the overrides and call `align_train.cli.VERB.VERB` with it."""
+    _quieten()
+    given = sys.argv
+    program = given[0] if given else "align-train"
+    try:
+        composed = continued(overrides) if verb == "train" else list(overrides)
+    except EXPECTED as error:
+        _fail(verb, error)
+    function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
+
+    def task(config: DictConfig) -> None:
+        sys.argv = [program, verb, *overrides]  # what Lightning starts further local ranks with
+        try:
+            check_complete(config)
+            function(config)
+        except InstantiationException as error:
+            cause = error.__cause__
+            if isinstance(cause, EXPECTED):
+                _fail(verb, cause)
+            raise
+        except EXPECTED as error:
+            _fail(verb, error)
+
+    sys.argv = [program, *composed]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
+    finally:
+        sys.argv = given
+
+
+def check_complete(config: DictConfig) -> None:
+    """Raise ValueError naming every setting that still has to be given."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"these settings have no default, give them: {' '.join(f'{key}=...' for key in missing)}")
+
+
+def _fail(verb: str, error: BaseException) -> None:
+    if os.environ.get(TRACEBACK):
+        raise error
+    print(f"align-train {verb}: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"(set {TRACEBACK}=1 for the traceback)", file=sys.stderr)
+    sys.exit(1)
+
+
+def _quieten() -> None:
+    """Silence what is known and harmless; the rest is shown."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # the number of workers is a setting with a measured default
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes tokenize; forked threads would hang

@@ -1,0 +1,27 @@
+"""`align-train train resume=RUN`: the settings and the folder of a run that was stopped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+
+def continued(overrides: Sequence[str]) -> list[str]:
+    """The overrides the run was started with, then the new ones; unchanged without `resume=RUN`.
+
+    Raises:
+        FileNotFoundError: RUN is not a run folder with a checkpoint.
+    """
+    wanted = [word.partition("=")[2] for word in overrides if word.startswith("resume=")]
+    if not wanted:
+        return list(overrides)
+    folder = Path(wanted[-1]).absolute()
+    record = folder / ".hydra" / "overrides.yaml"
+    for needed in (record, folder / "checkpoints" / "last.ckpt"):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{needed} is missing: resume=... takes the folder of a run that has saved a checkpoint")
+    before = [str(word) for word in OmegaConf.load(record)]
+    latest: dict[str, str] = {}
+    for word in [*before, *(word for word in overrides if not word.startswith("resume=")), f"hydra.run.dir={folder}"]:
+        latest[word.partition("=")[0].lstrip("+~")] = word
+    return [*latest.values(), f"+resume={folder}"]

@@ -1,0 +1,152 @@
+"""`align-train train`: the main job as a table of contents."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from align_train.cli.exporting import export_model, settle
+from align_train.cli.models import build_model, open_data
+from align_train.cli.scoring import take_exams, write_result
+from align_train.distributed import rank
+from align_train.engine import (
+    AlignTraining,
+    AtomicCheckpointIO,
+    MetricsFile,
+    PairData,
+    Progress,
+    StopOnNonFinite,
+    StopOnSignal,
+    check_fit,
+    read_checkpoint,
+)
+from align_train.evaluation import table
+from align_train.files import atomic_write
+
+
+def train(config: DictConfig) -> None:
+    """Build, fit, score, export."""
+    folder = Path(config.folder)
+    recipe = OmegaConf.to_yaml(config, resolve=True)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model)
+    data = open_data(config.data, model)
+    module = AlignTraining(
+        model,
+        optimizer=instantiate(config.optimizer),
+        schedule=instantiate(config.schedule),
+        label_smoothing=config.label_smoothing,
+        seed=config.seed,
+        centre_captions=config.centre_captions,
+        recipe=recipe,
+    )
+    progress, stopping = Progress(), StopOnSignal(folder / "checkpoints")
+    metrics = MetricsFile(folder)
+    trainer = build_trainer(config, [progress, stopping, *checkpoints(config, folder, bool(data.validation))], metrics)
+    resumed = resume_from(config, module, metrics)
+    if trainer.is_global_zero:
+        write_recipe(folder, recipe)
+    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    if stopping.stopped:
+        if trainer.is_global_zero:
+            print(f"stopped at step {trainer.global_step}; go on with: align-train train resume={folder}")
+        sys.exit(130)
+    if rank() == 0:
+        finish(config, trainer, module, data, progress)
+
+
+def finish(config: DictConfig, trainer: Trainer, module: AlignTraining, data: PairData, progress: Progress) -> None:
+    """Settle the statistics, save, score, export, and sum up."""
+    folder, steps = Path(config.folder), trainer.global_step
+    module.model.to(trainer.strategy.root_device)
+    settle(module.model, data, steps)
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    scores = take_exams(config.exams, module.model, folder, trainer.strategy.root_device)
+    facts: dict[str, Any] = {
+        "name": config.name,
+        "seed": config.seed,
+        "steps": steps,
+        "batch_size": config.data.batch_size,
+        "pairs_seen": progress.pairs,
+        "training_seconds": progress.seconds,
+        "images_per_second": progress.pairs / progress.seconds if progress.seconds else None,
+        "data_wait_share": progress.waited / progress.seconds if progress.seconds else None,
+        "dropped": dict(progress.dropped),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+    }
+    print(table(scores) if scores else "no exam was asked for")
+    for name in scores:
+        print(f"contact sheet: {folder / f'contact_sheet_{name}.png'}")
+    if config.export:
+        facts["export"] = export_model(module.model, config, folder / "hf", steps, scores)
+    write_result(folder, scores, facts)
+    print(f"run folder: {folder}")
+
+
+def build_trainer(config: DictConfig, callbacks: list[Any], metrics: MetricsFile) -> Trainer:
+    """Lightning's trainer with what every run has."""
+    loggers: list[Logger] = [metrics, *(instantiate(node) for node in config.logger.values())]
+    trainer: Trainer = instantiate(
+        config.trainer,
+        max_steps=config.max_steps,
+        max_epochs=-1,  # lengths are in steps
+        callbacks=[*callbacks, StopOnNonFinite()],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the sampler knows its rank
+        enable_progress_bar=False,  # Progress draws it
+        enable_model_summary=False,
+    )
+    return trainer
+
+
+def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[ModelCheckpoint]:
+    """`last.ckpt` every so many steps, and `best.ckpt` by validation recall."""
+    last = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="last",
+        every_n_train_steps=config.checkpoint_every,
+        enable_version_counter=False,
+    )
+    best = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="best",
+        monitor="validation/mean_r5",
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    return [last, best] if validated else [last]
+
+
+def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:
+    """The checkpoint to go on from, once it is known to fit; metrics.csv forgets what came after it."""
+    if not config.get("resume"):
+        return None
+    path = Path(config.resume) / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(path)
+    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    check_fit(module.model.state_dict(), weights, path)
+    if checkpoint["global_step"] >= config.max_steps:
+        raise ValueError(
+            f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "
+            "train, give a larger max_steps"
+        )
+    metrics.forget_from(checkpoint["global_step"])
+    return path
+
+
+def write_recipe(folder: Path, recipe: str) -> None:
+    """RUN/resolved.yaml: every setting as it was used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "resolved.yaml") as file:
+        file.write(recipe.encode())
