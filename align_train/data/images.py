@@ -13,10 +13,11 @@ from align_train.records import Preprocessing
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level for a decompression bomb: 256 MB of RGB
 WHITE = (255, 255, 255)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no decoder beyond these is ever tried
 
 
 def decode(content: bytes, where: str = "image") -> Image.Image:
-    """Any image Pillow reads, as RGB: transparency on white, palettes and CMYK converted, EXIF rotation ignored.
+    """JPEG, PNG, WebP, GIF, BMP or TIFF as RGB: transparency on white, palettes and CMYK converted, EXIF rotation ignored.
 
     Kakao's reader ignores EXIF rotation too; it drops the alpha channel, which shows whatever colour lies under
     the transparent parts, most often black.
@@ -25,7 +26,7 @@ def decode(content: bytes, where: str = "image") -> Image.Image:
         Unusable: corrupt_image, or too_many_pixels where the header announces over 89 megapixels.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Unusable("too_many_pixels", f"{where} has {image.width} x {image.height}")
             if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
@@ -99,9 +100,9 @@ class Augmentation:
     def _toned(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         gain = 1 + random.uniform(-self.contrast, self.contrast)
         tint = random.uniform(-self.colour, self.colour, 3)
-        pixels = np.asarray(image, dtype=np.float32)
-        changed = (pixels - 127.5) * gain + (127.5 + tint)
-        return Image.fromarray(np.clip(np.rint(changed), 0, 255).astype(np.uint8))
+        levels = (np.arange(256) - 127.5) * gain + (127.5 + tint[:, None])
+        table = np.clip(np.rint(levels), 0, 255).astype(np.uint8).ravel()
+        return Image.fromarray(table[np.asarray(image) + np.array([0, 256, 512])])
 
 
 def pixels_of(

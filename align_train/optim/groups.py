@@ -38,9 +38,9 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
 ) -> AdamW:
-    """torch's AdamW, with its defaults, over a model's trainable parameters, with the rule of `adamw_groups`."""
+    """torch's fused AdamW, with its defaults, over a model's trainable parameters, with the rule of `adamw_groups`."""
     beta1, beta2 = betas  # a config's list is not the tuple that AdamW asks for
-    return AdamW(adamw_groups(model), lr, (beta1, beta2), eps, weight_decay)
+    return AdamW(adamw_groups(model), lr, (beta1, beta2), eps, weight_decay, fused=True)
 
 
 def lamb_groups(model: Module) -> Groups:

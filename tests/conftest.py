@@ -1,0 +1,60 @@
+"""What tests share: small shards of drawn images, and the folder of large golden vectors."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align_train.corpus.shards import write_shards
+from align_train.records import Pair
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = "red green blue cat dog tree house boat cloud moon star fish bird flower stone river".split()
+
+
+def drawn_image(number: int, size: tuple[int, int] = (40, 30), format: str = "JPEG") -> bytes:
+    """An encoded image whose colours depend on `number`."""
+    random = np.random.default_rng(number)
+    pixels = random.integers(0, 256, (size[1] // 10 + 1, size[0] // 10 + 1, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(content, format)
+    return content.getvalue()
+
+
+def drawn_pair(number: int) -> Pair:
+    """A pair whose caption names two words and the number, so that no two captions are equal."""
+    caption = f"{WORDS[number % 16]} {WORDS[number // 16 % 16]} {number}"
+    return Pair(f"pair-{number:05d}", drawn_image(number), caption, {"parity": "odd" if number % 2 else "even"})
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., Path]:
+    """Write `count` drawn pairs as shards into a folder under tmp_path, and return the folder."""
+
+    def make(count: int, pairs_per_shard: int = 16, name: str = "shards", first: int = 0) -> Path:
+        folder = tmp_path / name
+        write_shards((drawn_pair(first + n) for n in range(count)), folder, "", pairs_per_shard)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The small golden vectors that ship with the tests."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def large_golden() -> Path:
+    """The folder of b0_weights.npz and its like, too large to ship (14 MB), named by ALIGN_TRAIN_GOLDEN."""
+    folder = os.environ.get("ALIGN_TRAIN_GOLDEN")
+    if not folder or not (Path(folder) / "b0_weights.npz").is_file():
+        pytest.skip("ALIGN_TRAIN_GOLDEN does not name a folder with b0_weights.npz")
+    return Path(folder)
