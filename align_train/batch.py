@@ -8,7 +8,7 @@ from torch import Tensor
 from align_train.records import Tally
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning's precisions rebuild the batch field by field
 class Batch:
     """B pairs, ready for the towers.
 

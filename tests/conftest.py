@@ -5,15 +5,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
-from align_train.corpus.shards import write_shards
-from align_train.records import Pair
-
+# Before torch is imported. Toy tensors gain nothing from threads, which spin against each other on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from align_train.corpus.shards import write_shards  # noqa: E402
+from align_train.records import Pair  # noqa: E402
 
 WORDS = "red green blue cat dog tree house boat cloud moon star fish bird flower stone river".split()
 
@@ -58,3 +60,20 @@ def large_golden() -> Path:
     if not folder or not (Path(folder) / "b0_weights.npz").is_file():
         pytest.skip("ALIGN_TRAIN_GOLDEN does not name a folder with b0_weights.npz")
     return Path(folder)
+
+
+@pytest.fixture
+def tiny_run(make_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides of `align-train train` for a run of the toy model on 64 drawn pairs, without exams."""
+    train, validation = make_shards(64), make_shards(24, name="validation", first=64)
+
+    def overrides(name: str = "run", *more: str) -> list[str]:
+        folder = tmp_path / name
+        return [
+            "experiment=tiny", "data=shards", f"folder={folder}", f"hydra.run.dir={folder}", "max_steps=6",
+            f"data.train.pairs.shards={train}/*.tar", f"data.validation={validation}/*.tar",
+            "data.batch_size=16", "data.workers=0", "checkpoint_every=3", "validate_every=3", "export=false",
+            "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", *more,
+        ]  # fmt: skip
+
+    return overrides

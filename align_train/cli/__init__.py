@@ -1,4 +1,4 @@
-"""The command line: `align-train VERB [hydra overrides]`. Help answers at once, since nothing heavy is imported here."""
+"""The command line: `align-train VERB [hydra overrides]`. Help answers at once: nothing heavy is imported here."""
 
 import difflib
 import sys

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from align_train import __version__
+from align_train.distributed import rank
 from align_train.engine import PairData, recalibrate_if_short
 from align_train.evaluation import Score, table
 from align_train.hub import export_hf, model_card
@@ -16,7 +17,7 @@ from align_train.models import Align
 def settle(model: Align, data: PairData, steps: int) -> None:
     """Recalibrate batch norm where the run was too short for its running statistics, and say so."""
     batches = recalibrate_if_short(model, data, steps)
-    if batches:
+    if batches and rank() == 0:
         print(f"batch-norm statistics recalibrated on {batches} batches: {steps} steps are too few to warm them up")
 
 

@@ -24,10 +24,10 @@ def take_exams(config: DictConfig, model: Align, folder: Path, device: torch.dev
     """Score the model on every exam, and draw a contact sheet of each into `folder`."""
     scores = {}
     model.to(device)
-    for name, node in config.items():
-        exam: Retrieval = instantiate(node, _convert_="all")
+    for name in map(str, config):
+        exam: Retrieval = instantiate(config[name], _convert_="all")
         embeddings = exam.embed(model, device)
-        scores[str(name)] = exam.score(embeddings)
+        scores[name] = exam.score(embeddings)
         contact_sheet(embeddings, find_shards(exam.shards), folder / f"contact_sheet_{name}.png")
     return scores
 

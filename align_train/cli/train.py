@@ -28,6 +28,7 @@ from align_train.engine import (
 )
 from align_train.evaluation import table
 from align_train.files import atomic_write
+from align_train.models import Align
 
 
 def train(config: DictConfig) -> None:
@@ -57,17 +58,17 @@ def train(config: DictConfig) -> None:
         if trainer.is_global_zero:
             print(f"stopped at step {trainer.global_step}; go on with: align-train train resume={folder}")
         sys.exit(130)
-    if rank() == 0:
-        finish(config, trainer, module, data, progress)
-
-
-def finish(config: DictConfig, trainer: Trainer, module: AlignTraining, data: PairData, progress: Progress) -> None:
-    """Settle the statistics, save, score, export, and sum up."""
-    folder, steps = Path(config.folder), trainer.global_step
     module.model.to(trainer.strategy.root_device)
-    settle(module.model, data, steps)
+    settle(module.model, data, trainer.global_step)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    scores = take_exams(config.exams, module.model, folder, trainer.strategy.root_device)
+    if rank() == 0:
+        report(config, module.model, trainer, progress)
+
+
+def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progress) -> None:
+    """Score, export, and sum up."""
+    folder, steps = Path(config.folder), trainer.global_step
+    scores = take_exams(config.exams, model, folder, trainer.strategy.root_device)
     facts: dict[str, Any] = {
         "name": config.name,
         "seed": config.seed,
@@ -78,13 +79,13 @@ def finish(config: DictConfig, trainer: Trainer, module: AlignTraining, data: Pa
         "images_per_second": progress.pairs / progress.seconds if progress.seconds else None,
         "data_wait_share": progress.waited / progress.seconds if progress.seconds else None,
         "dropped": dict(progress.dropped),
-        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
     print(table(scores) if scores else "no exam was asked for")
     for name in scores:
         print(f"contact sheet: {folder / f'contact_sheet_{name}.png'}")
     if config.export:
-        facts["export"] = export_model(module.model, config, folder / "hf", steps, scores)
+        facts["export"] = export_model(model, config, folder / "hf", steps, scores)
     write_result(folder, scores, facts)
     print(f"run folder: {folder}")
 
@@ -129,7 +130,7 @@ def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[Model
 
 
 def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit; metrics.csv forgets what came after it."""
+    """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too."""
     if not config.get("resume"):
         return None
     path = Path(config.resume) / "checkpoints" / "last.ckpt"
@@ -141,7 +142,7 @@ def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile)
             f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "
             "train, give a larger max_steps"
         )
-    metrics.forget_from(checkpoint["global_step"])
+    metrics.go_on_from(checkpoint["global_step"])
     return path
 
 

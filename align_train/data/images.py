@@ -17,7 +17,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no decoder beyond the
 
 
 def decode(content: bytes, where: str = "image") -> Image.Image:
-    """JPEG, PNG, WebP, GIF, BMP or TIFF as RGB: transparency on white, palettes and CMYK converted, EXIF rotation ignored.
+    """JPEG, PNG, WebP, GIF, BMP or TIFF as RGB: transparency on white, palettes and CMYK converted.
+
+    The first frame is taken of several, the high byte of 16 bits, and EXIF rotation is ignored.
 
     Kakao's reader ignores EXIF rotation too; it drops the alpha channel, which shows whatever colour lies under
     the transparent parts, most often black.
@@ -26,14 +28,21 @@ def decode(content: bytes, where: str = "image") -> Image.Image:
         Unusable: corrupt_image, or too_many_pixels where the header announces over 89 megapixels.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+            image: Image.Image = file
             if image.width * image.height > MAX_PIXELS:
                 raise Unusable("too_many_pixels", f"{where} has {image.width} x {image.height}")
+            if image.mode.startswith("I;16"):  # grey levels to 65,535, which convert("RGB") would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
                 return image.convert("RGB")
             layer = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Unusable("too_many_pixels", f"{where} ({error})") from error
+    except UnidentifiedImageError as error:
+        raise Unusable("corrupt_image", f"{where} starts with {content[:16]!r}, as no image does") from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise Unusable("corrupt_image", f"{where} ({error})") from error
 
 
@@ -92,10 +101,9 @@ class Augmentation:
         cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
         x, y = image.width / 2, image.height / 2
         right, down = random.uniform(-self.shift, self.shift, 2) * image.width
-        matrix = (cos, sin, x - cos * (x + right) - sin * (y + down), -sin, cos, y + sin * (x + right) - cos * (y + down))
-        return image.transform(
-            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=WHITE
-        )
+        left, top = x - cos * (x + right) - sin * (y + down), y + sin * (x + right) - cos * (y + down)
+        matrix = (cos, sin, left, -sin, cos, top)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=WHITE)
 
     def _toned(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         gain = 1 + random.uniform(-self.contrast, self.contrast)

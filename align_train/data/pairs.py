@@ -12,7 +12,7 @@ from transformers import BertTokenizer
 from align_train.batch import Batch
 from align_train.data.images import Augmentation, pixels_of
 from align_train.data.order import Order
-from align_train.data.shards import Shard, Unusable
+from align_train.data.shards import OpenShards, Shard, Unusable
 from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.records import Preprocessing, Tally
 
@@ -58,6 +58,7 @@ class TrainingPairs(Dataset[Example]):
         self.augmentation = augmentation
         self.seed = seed
         self.order = Order([len(shard) for shard in self.shards], seed, window)
+        self._open = OpenShards(max(64, 2 * window))
 
     def __len__(self) -> int:
         return len(self.order)
@@ -81,7 +82,7 @@ class TrainingPairs(Dataset[Example]):
         )
 
     def _example(self, shard: int, row: int, random: np.random.Generator, dropped: Tally) -> Example:
-        key, image, caption = self.shards[shard].read(row)
+        key, image, caption = self._open.read(self.shards[shard], row)
         where = f"{key} in {self.shards[shard].path}"
         pixels = pixels_of(image, self.preprocessing, self.augmentation, random, where)
         return Example(key, pixels, caption, dropped)
@@ -92,6 +93,7 @@ class EvaluationPairs(Dataset[Example | Tally]):
 
     def __init__(self, shards: Sequence[Shard], preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
+        self._open = OpenShards()
         self.places = [(shard, row) for shard in shards for row in range(len(shard))]
         if not self.places:
             raise ValueError(f"the {len(shards)} shards hold no pair: check that they are the right files")
@@ -102,7 +104,7 @@ class EvaluationPairs(Dataset[Example | Tally]):
     def __getitem__(self, number: int) -> Example | Tally:
         shard, row = self.places[number]
         try:
-            key, image, caption = shard.read(row)
+            key, image, caption = self._open.read(shard, row)
             return Example(key, pixels_of(image, self.preprocessing, where=f"{key} in {shard.path}"), caption)
         except Unusable as problem:
             log.warning("skipped %s", problem)

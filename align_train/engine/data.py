@@ -1,6 +1,6 @@
 """Which pairs training reads, and where it goes on after a stop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -52,31 +52,27 @@ class PairData(L.LightningDataModule):
         self.validation = find_shards(validation) if validation else []
         if len(self.pairs) < batch_size:
             raise ValueError(
-                f"the training shards hold {len(self.pairs)} pairs, less than one batch of data.batch_size={batch_size}: "
+                f"the training shards hold {len(self.pairs)} pairs, less than one batch (data.batch_size={batch_size}): "
                 "make the batch smaller, since a pair twice in a batch is its own negative"
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """From the step the trainer stands at to its last."""
         assert self.trainer is not None
-        return self._loader(self.trainer.global_step, self.trainer.max_steps, rank(), world_size())
+        return self._loader(self.trainer.global_step, self.trainer.max_steps)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Every validation pair, on every rank."""
         return evaluation_batches(self.validation, self.preprocessing) if self.validation else []
 
-    def recalibration_pixels(self, batches: int, device: torch.device) -> "list[Tensor]":
-        """Pixels of the first training batches, to measure batch-norm statistics on."""
-        share = self.batch_size // world_size()
-        loader = self._loader(0, batches, 0, 1, batch_size=share)
-        return (batch.pixels.to(device) for batch in loader)  # type: ignore[return-value]
+    def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
+        """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
+        return (batch.pixels.to(device) for batch in self._loader(0, batches))
 
-    def _loader(
-        self, start: int, stop: int, of_rank: int, ranks: int, batch_size: int | None = None
-    ) -> DataLoader[Batch]:
-        sampler = GlobalBatches(batch_size or self.batch_size, start, stop, of_rank, ranks)
+    def _loader(self, start: int, stop: int) -> DataLoader[Batch]:
+        sampler = GlobalBatches(self.batch_size, start, stop, rank(), world_size())
         return DataLoader(
-            self.pairs,
+            self.pairs,  # type: ignore[arg-type] # the collation makes batches of these
             batch_sampler=sampler,
             num_workers=self.workers,
             collate_fn=Collate(self.preprocessing.max_tokens),

@@ -1,4 +1,8 @@
-"""metrics.csv: one row a logged step, without gap or overlap after a resume."""
+"""metrics.csv: one row a logged step, without gap or overlap after a resume.
+
+The row of step s holds what was measured with the weights after s updates: the loss of the batch that makes update
+s + 1, and the validation that came before it.
+"""
 
 import csv
 import io
@@ -42,10 +46,11 @@ class MetricsFile(Logger):
         return str(self.path.parent)
 
     @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Drop the rows of `step` and later, which a resumed run is about to write again."""
-        self._row = {}
-        self._rewrite([row for row in self._rows() if int(row["step"]) < step])
+    def go_on_from(self, step: int) -> None:
+        """Drop the rows after `step`, which a resumed run is about to write again, and take up the row of `step`."""
+        rows = self._rows()
+        self._row = next(({**row, "step": step} for row in rows if int(row["step"]) == step), {})
+        self._rewrite([row for row in rows if int(row["step"]) < step])
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

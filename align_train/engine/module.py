@@ -56,6 +56,7 @@ class AlignTraining(L.LightningModule):
         image = self.model.encode_image(batch.pixels)  # (b, D)
         text = self.model.encode_text(batch.input_ids, batch.attention_mask)  # (b, D)
         loss = self.share_of_loss(image, text)
+        self.log("step", float(self.trainer.global_step))  # Lightning's own count is off by one after a resume
         self.log("loss", loss, sync_dist=world_size() > 1)
         self.log("temperature", self.model.temperature.detach())
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -98,14 +99,14 @@ class AlignTraining(L.LightningModule):
         self._seen.clear()
         recall = retrieval_recall(image, text, torch.arange(len(image), device=image.device), ks=(1, 5))
         recall["mean_r5"] = (recall["i2t_r5"] + recall["t2i_r5"]) / 2
-        # every rank has seen every validation pair, so the values are equal already
-        self.log_dict({f"validation/{name}": value for name, value in recall.items()}, sync_dist=False)
+        self.log("step", float(self.trainer.global_step), sync_dist=world_size() > 1)
+        # every rank has seen every validation pair: the values are equal already, their mean is only for Lightning
+        self.log_dict({f"validation/{name}": value for name, value in recall.items()}, sync_dist=world_size() > 1)
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set at every step."""
-        optimizer, schedule = self._make_optimizer(self.model), self._schedule
-        # a plain function, so that no schedule is restored from a checkpoint over the configured one
-        scheduler = LambdaLR(optimizer, lambda step: schedule(step))
+        optimizer = self._make_optimizer(self.model)
+        scheduler = LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from tqdm import tqdm
 
 from align_train.batch import Batch
@@ -48,7 +47,9 @@ class Progress(L.Callback):
         self._idle_since = self._measured_at = time.perf_counter()
         self._pairs_measured, self._waited_measured = self.pairs, self.waited
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """The batch is here: what went by since the last one was waiting."""
         self.waited += time.perf_counter() - self._idle_since
 
@@ -95,6 +96,6 @@ class Progress(L.Callback):
         metrics |= {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
         pl_module.log_dict(metrics)
         if self._bar is not None:
-            loss = trainer.callback_metrics.get("loss", torch.tensor(float("nan")))
-            temperature = trainer.callback_metrics.get("temperature", torch.tensor(float("nan")))
-            self._bar.set_postfix_str(f"loss {loss:.3f}, temperature {temperature:.4f}, {speed:.0f} images/s", refresh=False)
+            loss, temperature = (trainer.callback_metrics[name].item() for name in ("loss", "temperature"))
+            shown = f"loss {loss:.3f}, temperature {temperature:.4f}, {speed:.0f} images/s"
+            self._bar.set_postfix_str(shown, refresh=False)

@@ -66,7 +66,9 @@ class StopOnNonFinite(L.Callback):
     def __init__(self) -> None:
         self._keys: tuple[str, ...] = ()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """Remember which pairs are in this batch."""
         self._keys = batch.keys
 
@@ -77,6 +79,6 @@ class StopOnNonFinite(L.Callback):
         shown = ", ".join(self._keys[:8]) + (" ..." if len(self._keys) > 8 else "")
         raise FloatingPointError(
             f"the loss is {loss.item()} at step {trainer.global_step}; the batch's {len(self._keys)} pairs begin with "
-            f"{shown}. The last checkpoint is from before it. Lower optimizer.lr or lengthen schedule.warmup_steps, set "
+            f"{shown}. The last checkpoint is from before it. Lower optimizer.lr, lengthen schedule.warmup_steps, set "
             "trainer.gradient_clip_val=1.0, or trainer.precision=32-true if this is a 16-bit run, and resume from it"
         )

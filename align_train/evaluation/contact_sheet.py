@@ -1,13 +1,14 @@
 """A picture that shows what a model finds: a caption a row, its best images beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from align_train.data.images import decode
-from align_train.data.shards import Shard
+from align_train.data.shards import Shard, Unusable
 from align_train.evaluation.retrieval import Embeddings
 from align_train.files import atomic_write
 
@@ -15,23 +16,23 @@ TILE, GAP, TEXT_WIDTH = 112, 12, 300
 RIGHT, WRONG, INK, PAPER = (34, 139, 84), (214, 214, 214), (30, 30, 30), (255, 255, 255)
 
 
-def contact_sheet(
-    embeddings: Embeddings, shards: Sequence[Shard], path: Path, queries: int = 6, best: int = 5
-) -> Path:
+def contact_sheet(embeddings: Embeddings, shards: Sequence[Shard], path: Path, queries: int = 6, best: int = 5) -> Path:
     """Draw `queries` captions, evenly spread over the pairs, and the `best` images of each; the right one is framed.
 
     The rows are picked by position alone, not by how well they went.
     """
-    content = {key: (image, caption) for key, image, caption in _pairs(shards, set(embeddings.keys))}
-    rows = torch.linspace(0, len(embeddings.keys) - 1, min(queries, len(embeddings.keys)) + 2)[1:-1].long().tolist()
-    best = min(best, len(embeddings.keys))
+    pairs = len(embeddings.keys)
+    queries, best = min(queries, pairs), min(best, pairs)
+    rows = [(2 * line + 1) * pairs // (2 * queries) for line in range(queries)]
+    ranked = [(embeddings.image @ embeddings.text[row]).topk(best).indices.tolist() for row in rows]
+    drawn = {embeddings.keys[number] for number in {*rows, *chain(*ranked)}}
+    content = {key: (image, caption) for key, image, caption in _pairs(shards, drawn)}
     sheet = Image.new("RGB", (TEXT_WIDTH + best * (TILE + GAP) + GAP, len(rows) * (TILE + GAP) + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
-    for line, row in enumerate(rows):
+    for line, (row, order) in enumerate(zip(rows, ranked, strict=True)):
         top = GAP + line * (TILE + GAP)
         caption = content[embeddings.keys[row]][1]
         draw.multiline_text((GAP, top + 4), _wrapped(caption, font), INK, font, spacing=4)
-        order = (embeddings.image @ embeddings.text[row]).topk(best).indices.tolist()
         for place, found in enumerate(order):
             left = TEXT_WIDTH + place * (TILE + GAP)
             tile = decode(content[embeddings.keys[found]][0])
@@ -44,11 +45,13 @@ def contact_sheet(
     return path
 
 
-def _pairs(shards: Sequence[Shard], keys: set[str]) -> list[tuple[str, bytes, str]]:
+def _pairs(shards: Sequence[Shard], keys: set[str]) -> Iterator[tuple[str, bytes, str]]:
     """Key, image and caption of the wanted pairs."""
-    return [
-        shard.read(number) for shard in shards for number, row in enumerate(shard.rows) if row.key in keys
-    ]
+    for shard in shards:
+        for number, row in enumerate(shard.rows):
+            if row.key in keys:
+                with suppress(Unusable):  # of two pairs with one key
+                    yield shard.read(number)
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int = 4) -> str:

@@ -56,7 +56,9 @@ def embed(
     Raises:
         ValueError: not one pair could be used.
     """
-    training, keys, parts, dropped = model.training, [], [], Tally()
+    training, dropped = model.training, Tally()
+    keys: list[str] = []
+    parts: list[tuple[Tensor, Tensor]] = []
     model.eval()
     for batch in tqdm(batches, desc=name, unit="batch", delay=3):
         if not isinstance(batch, Batch):
@@ -105,8 +107,8 @@ class Retrieval:
         """Embed the exam's pairs."""
         shards = find_shards(self.shards)
         batches = evaluation_batches(shards, model.preprocessing, self.batch_size)
-        embeddings = embed(model, batches, device, self.shards)  # type: ignore[arg-type]
         left_out = excluded_keys(shards, self.exclude)
+        embeddings = embed(model, batches, device, self.shards)  # type: ignore[arg-type]
         return embeddings.only([key not in left_out for key in embeddings.keys]) if left_out else embeddings
 
     def score(self, embeddings: Embeddings) -> Score:
@@ -124,30 +126,35 @@ def excluded_keys(shards: Sequence[Shard], exclude: Mapping[str, Sequence[Any]])
     """Keys of the pairs whose sidecar has one of the named values in the named column.
 
     Raises:
-        ValueError: a shard has no sidecar, or the sidecar no such column.
+        ValueError: a shard has no sidecar, or the sidecar no such column, or the values are no list.
     """
     keys: set[str] = set()
     for column, values in exclude.items():
+        if isinstance(values, str):
+            raise ValueError(f"exclude of {column!r} is the text {values!r}: write a list of values, [{values}]")
         for shard in shards:
             sidecar = shard.path.with_suffix(".parquet")
-            if not sidecar.is_file() or column not in pq.read_schema(sidecar).names:  # type: ignore[no-untyped-call]
-                raise ValueError(f"exclude names the column {column!r}, but {sidecar} is missing or has none of that name")
-            table = pq.read_table(sidecar, columns=["key", column])  # type: ignore[no-untyped-call]
+            if not sidecar.is_file() or column not in pq.read_schema(sidecar).names:
+                raise ValueError(f"exclude names the column {column!r}, but {sidecar} is missing or has no such column")
+            table = pq.read_table(sidecar, columns=["key", column])
             keys.update(row["key"] for row in table.to_pylist() if row[column] in values)
     return keys
 
 
 def table(scores: Mapping[str, Score], ks: Sequence[int] = (1, 5)) -> str:
     """A text table: one exam a row, R@k both ways in percent, chance in brackets."""
+
+    def cell(score: Score, column: str) -> str:
+        if column not in score.recall:  # the exam has other cut-offs
+            return "-"
+        return f"{100 * score.recall[column]:.1f} ({100 * score.chance[column]:.2f})"
+
     columns = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in ks]
     heads = [f"{'image to text' if c[:3] == 'i2t' else 'text to image'} R@{c[5:]}" for c in columns]
     width = max(len(name) for name in [*scores, "exam"])
     lines = ["  ".join([f"{'exam':<{width}}", "pairs", *heads])]
     for name, score in scores.items():
-        cells = [
-            f"{100 * score.recall[c]:.1f} ({100 * score.chance[c]:.2f})".rjust(len(head))
-            for c, head in zip(columns, heads, strict=True)
-        ]
+        cells = [cell(score, column).rjust(len(head)) for column, head in zip(columns, heads, strict=True)]
         lines.append("  ".join([f"{name:<{width}}", f"{score.pairs:>5}", *cells]))
     return "\n".join([*lines, "percent; in brackets what a random order gives; ties count against the model"])
 

@@ -1,5 +1,6 @@
 """A trained model as a Hugging Face folder, proved equal after a plain reload."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -34,10 +35,12 @@ def export_hf(model: Align, folder: str | Path, card: str = "") -> float:
         The largest difference between embeddings of the model and of the reloaded folder.
 
     Raises:
-        ValueError: they differ by more than 1e-5, or the folder is a file or holds something else.
+        ValueError: they differ by more than 1e-5, a weight is not finite, or the folder is a file or holds something
+            else.
     """
     folder = Path(folder)
     _check_replaceable(folder)
+    _check_finite(model)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     plain_model(model).save_pretrained(temporary)
@@ -47,7 +50,7 @@ def export_hf(model: Align, folder: str | Path, card: str = "") -> float:
     if not difference <= TOLERANCE:
         raise ValueError(
             f"the export differs from the model by {difference:.1e} after a reload, more than {TOLERANCE}: it stays in "
-            f"{temporary} for a look; are all weights finite?"
+            f"{temporary} for a look"
         )
     if folder.exists():
         shutil.rmtree(folder)
@@ -103,7 +106,8 @@ def largest_difference(model: Align, folder: Path, pairs: int = 8) -> float:
     image = model.encode_image(ours.to(device)).float().cpu()
     text = model.encode_text(inputs["input_ids"].to(device), inputs["attention_mask"].to(device)).float().cpu()
     model.train(training)
-    return max((outputs.image_embeds - image).abs().max().item(), (outputs.text_embeds - text).abs().max().item())
+    differences = torch.cat([outputs.image_embeds - image, outputs.text_embeds - text])
+    return differences.abs().max().item()  # nan, should there be one
 
 
 def _scaled(image: Image.Image) -> torch.Tensor:
@@ -112,5 +116,23 @@ def _scaled(image: Image.Image) -> torch.Tensor:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_export(folder)):
         raise ValueError(f"{folder} is there and is no exported model: choose another folder with export.folder=...")
+
+
+def _is_export(folder: Path) -> bool:
+    """Files alone, with the config of an ALIGN model: nothing that a new export should not replace."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return config.get("model_type") == "align" and all(entry.is_file() for entry in folder.iterdir())
+
+
+def _check_finite(model: Align) -> None:
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} tensors of the model are not finite, the first is {bad[0]}: the run diverged, export an "
+            "earlier checkpoint"
+        )

@@ -16,14 +16,24 @@ def load_hf(folder_or_repo: str | Path) -> Align:
     Only safetensors are read, so that loading never runs code from the file.
 
     Raises:
-        ValueError: the folder holds another architecture.
+        ValueError: the folder holds another architecture, or its weights are not complete.
         OSError: there is no such folder, nor such a repository within reach; transformers says which.
     """
+    if str(folder_or_repo).count("/") > 1 and not Path(folder_or_repo).is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder_or_repo}: name an exported folder, or a hub id such as kakaobrain/align-base"
+        )
+    kind = AlignConfig.get_config_dict(folder_or_repo)[0].get("model_type")
+    if kind != "align":
+        raise ValueError(f"{folder_or_repo} holds a {kind!r} model: only 'align' models can be loaded")
     config = AlignConfig.from_pretrained(folder_or_repo)
-    if config.model_type != "align":
-        raise ValueError(f"{folder_or_repo} holds a {config.model_type!r} model: only 'align' models can be loaded")
     model = Align(config, _preprocessing(folder_or_repo), _bounds(config.temperature_init_value))
-    plain = AlignModel.from_pretrained(folder_or_repo, use_safetensors=True)
+    plain, report = AlignModel.from_pretrained(folder_or_repo, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"the weights of {folder_or_repo} lack {len(missing)} tensors, the first is {missing[0]}: they would stay "
+            "random; write or download the folder again"
+        )
     repair(model, BatchNorm())
     model.load_state_dict(plain.state_dict())
     return model

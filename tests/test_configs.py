@@ -1,0 +1,135 @@
+"""Every shipped YAML composes, instantiates and is commented; what is unknown or missing is an error."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_method, instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from align_train.cli.hydra_app import check_complete
+from align_train.data import Augmentation
+from align_train.evaluation import Retrieval
+from align_train.models import Align, build
+from align_train.shipped import config_folder
+
+FILES = sorted(config_folder().rglob("*.yaml"))
+NAMES = [str(path.relative_to(config_folder())) for path in FILES]
+
+
+def composed(verb: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(verb, list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_leaf_has_a_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("#")
+    inside_defaults = False
+    for line in lines:
+        if re.match(r"\S", line):
+            inside_defaults = line.startswith("defaults:")
+        leaf = re.match(r"\s*[\w.]+: \S|\{\}", line)
+        if leaf and not inside_defaults:
+            assert " # " in line, f"{path.name}: no comment on {line!r}"
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_every_model_preset_instantiates(name: str) -> None:
+    with torch.device("meta"):
+        config = composed("train", f"model={name}", "folder=x").model
+        assert isinstance(instantiate(config, _convert_="all"), Align)
+
+
+def test_build_reads_the_same_preset() -> None:
+    with torch.device("meta"):
+        node = instantiate(composed("train", "model=align_tiny", "folder=x").model, _convert_="all")
+        assert node.config.to_dict() == build("align_tiny").config.to_dict()
+
+
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_every_optimizer_instantiates(name: str) -> None:
+    optimizer = instantiate(composed("train", f"optimizer={name}", "folder=x").optimizer)(torch.nn.Linear(2, 2))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+def test_every_schedule_instantiates(name: str) -> None:
+    schedule = instantiate(composed("train", f"schedule={name}", "folder=x", "max_steps=20000").schedule)
+    assert schedule(0) == 0.0
+    assert 0.0 < schedule(10000) <= 1.0
+
+
+@pytest.mark.parametrize("name", options("logger"))
+def test_every_logger_instantiates(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = composed("train", f"logger={name}", f"folder={tmp_path}").logger
+    assert all(isinstance(instantiate(node), Logger) for node in loggers.values())
+
+
+@pytest.mark.parametrize("name", options("exams"))
+def test_every_exam_instantiates(name: str) -> None:
+    exams = composed("evaluate", f"exams={name}", "folder=x").exams
+    assert all(isinstance(instantiate(node, _convert_="all"), Retrieval) for node in exams.values())
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_every_data_composes(name: str) -> None:
+    given = ["data.train.pairs.shards=x"] if name == "shards" else []
+    config = composed("train", f"data={name}", "folder=x", *given)
+    assert isinstance(instantiate(config.data.augmentation), Augmentation)
+    assert instantiate(config.data, _partial_=True, _convert_="all").func.__name__ == "PairData"
+
+
+@pytest.mark.parametrize("name", options("source"))
+def test_every_source_names_a_function(name: str) -> None:
+    source = composed("prepare", f"source={name}").source
+    nodes = [source, *([source.pairs] if "pairs" in source else [])]
+    assert all(callable(get_method(node._target_)) for node in nodes)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes(name: str) -> None:
+    config = composed("train", f"experiment={name}", "folder=x")
+    assert config.max_steps > 0
+    with torch.device("meta"):
+        assert isinstance(instantiate(config.model, _convert_="all"), Align)
+
+
+def test_trainer_instantiates() -> None:
+    assert instantiate(composed("train", "folder=x").trainer, accelerator="cpu", logger=False).max_steps == -1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["max_stepz=3", "model.vision.widht=1", "data.batchsize=2", "optimizer.learning_rate=1", "trainer.gpus=1"],
+)
+def test_a_typo_is_an_error(override: str) -> None:
+    with pytest.raises(ConfigCompositionException, match=override.partition("=")[0].rpartition(".")[2]):
+        composed("train", override)
+
+
+def test_an_unknown_option_lists_the_known() -> None:
+    with pytest.raises(Exception, match=r"align_hugo[\s\S]*align_tiny"):
+        composed("train", "model=align_hugo")
+
+
+def test_missing_settings_are_named() -> None:
+    with pytest.raises(ValueError, match=r"data\.train\.pairs\.shards=\.\.\."):
+        check_complete(composed("train", "data=shards", "folder=x"))
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_model_presets_need_no_hydra(name: str) -> None:
+    assert "${" not in (config_folder() / "model" / f"{name}.yaml").read_text()
+    assert set(yaml.safe_load((config_folder() / "model" / f"{name}.yaml").read_text())) >= {"vision", "text"}

@@ -1,0 +1,190 @@
+"""Training end to end on drawn pairs: what is written, resumed, stopped and refused."""
+
+import csv
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from align_train.cli.train import train
+from align_train.engine import AlignTraining, AtomicCheckpointIO, MetricsFile, StopOnSignal, read_checkpoint
+from align_train.shipped import config_folder
+
+Overrides = Callable[..., list[str]]
+
+
+def run(overrides: list[str]) -> Path:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose("train", [word for word in overrides if not word.startswith("hydra.")])
+    assert isinstance(config, DictConfig)
+    train(config)
+    return Path(config.folder)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "checkpoints" / f"{name}.ckpt")["state_dict"]
+
+
+def test_a_run_writes_what_it_promises(tiny_run: Overrides) -> None:
+    folder = run(tiny_run("run", "export=true"))
+    assert (folder / "hf" / "model.safetensors").is_file()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 6
+    assert result["pairs_seen"] == 96
+    assert result["export"]["largest_difference"] < 1e-5
+    assert OmegaConf.load(folder / "resolved.yaml").max_steps == 6
+    assert [int(row["step"]) for row in rows(folder)] == list(range(7))
+    assert float(rows(folder)[0]["health/text_effective_rank"]) > 1
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_checkpoint_carries_its_recipe(tiny_run: Overrides) -> None:
+    folder = run(tiny_run())
+    assert read_checkpoint(folder)["recipe"] == (folder / "resolved.yaml").read_text()
+
+
+def test_the_loss_goes_down_on_one_batch(tiny_run: Overrides) -> None:
+    more = ("max_steps=40", "data.batch_size=64", "temperature_start=0.1", "optimizer.lr=0.01")
+    more = tuple(word.replace("temperature_start", "model.temperature.start") for word in more)
+    losses = [float(row["loss"]) for row in rows(run(tiny_run("run", *more)))]
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_equals_one_never_stopped(tiny_run: Overrides, workers: int) -> None:
+    more = (f"data.workers={workers}", "model.text.dropout=0.1", "model.vision.stochastic_depth=0.5")
+    whole = run(tiny_run("whole", *more))
+    # the schedule is of 6 steps in both parts
+    begun = run(tiny_run("parted", *more, "max_steps=3", "schedule.total_steps=6"))
+    parted = run(tiny_run("parted", *more, f"+resume={begun}"))
+    losses = [[row["loss"] for row in rows(folder)] for folder in (whole, parted)]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0]) - {""}) == 6
+    first, second = weights(whole), weights(parted)
+    assert list(first) == list(second)
+    trained = [name for name in first if "running" not in name and "tracked" not in name]  # recalibrated at each end
+    assert all(torch.equal(first[name], second[name]) for name in trained)
+
+
+def test_rows_after_the_checkpoint_are_written_once(tiny_run: Overrides) -> None:
+    folder = run(tiny_run("run", "max_steps=3", "schedule.total_steps=6"))
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("3,9.0\n4,9.0\n5,")  # a killed run had gone on, and was torn
+    resumed = run(tiny_run("run", f"+resume={folder}"))
+    assert [int(row["step"]) for row in rows(resumed)] == list(range(7))
+    assert "9.0" not in [row["loss"] for row in rows(resumed)]
+
+
+def test_a_finished_run_is_not_resumed(tiny_run: Overrides) -> None:
+    folder = run(tiny_run())
+    with pytest.raises(ValueError, match=r"at step 6 and max_steps is 6.*give a larger max_steps"):
+        run(tiny_run("run", f"+resume={folder}"))
+
+
+def test_a_checkpoint_of_another_model_is_named(tiny_run: Overrides) -> None:
+    folder = run(tiny_run())
+    more = ("model.text.width=64", "max_steps=9", f"+resume={folder}")
+    with pytest.raises(ValueError, match=r"checkpoint of another model: .*word_embeddings.*\(30522, 64\).*\(30522, 32\)"):
+        run(tiny_run("run", *more))
+
+
+def test_a_non_finite_loss_stops_before_the_weights(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = AlignTraining.share_of_loss
+
+    def broken(self: AlignTraining, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        loss = honest(self, image, text)
+        return loss * float("nan") if self.trainer.global_step == 4 else loss
+
+    monkeypatch.setattr(AlignTraining, "share_of_loss", broken)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step 4.*pair-000.*optimizer\.lr"):
+        run(tiny_run())
+    folder = Path(next(word for word in tiny_run() if word.startswith("folder=")).partition("=")[2])
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint["global_step"] == 3
+    assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = StopOnSignal.on_train_batch_end
+
+    def interrupted(self: StopOnSignal, trainer: L.Trainer, *rest: object) -> None:
+        if trainer.global_step == 2:
+            signal.raise_signal(signal.SIGINT)
+        end(self, trainer, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_end", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        run(tiny_run())
+    assert stop.value.code == 130
+    said = capsys.readouterr().out
+    folder = Path(said.partition("resume=")[2].strip())
+    assert "stopped at step 2; go on with: align-train train resume=" in said
+    assert read_checkpoint(folder)["global_step"] == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_dropped_pairs_reach_metrics_and_result(tiny_run: Overrides, tmp_path: Path) -> None:
+    overrides = tiny_run()
+    shard = sorted((tmp_path / "shards").glob("*.tar"))[0]
+    content = shard.read_bytes()
+    start = content.index(b"\xff\xd8\xff")  # the first JPEG of the shard becomes noise
+    shard.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+    folder = run([*overrides, "max_steps=8"])
+    assert json.loads((folder / "result.json").read_text())["dropped"]["corrupt_image"] == 2  # once an epoch
+    assert float(rows(folder)[-1]["dropped/corrupt_image"]) == 2.0
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny_run: Overrides) -> None:
+    with pytest.raises(Exception, match=r"hold 64 pairs, less than one batch \(data.batch_size=128\)"):
+        run(tiny_run("run", "data.batch_size=128"))
+
+
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"recipe": "", "step": 1}, path)
+
+    def torn(checkpoint: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="disk full"):
+        AtomicCheckpointIO().save_checkpoint({"recipe": "", "step": 2}, path)
+    assert read_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"recipe": "", "path": tmp_path}, path)  # pathlib.Path is a class, not a plain value
+    with pytest.raises(ValueError, match=r"evil\.ckpt is not a readable checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last\.ckpt"):
+        read_checkpoint(tmp_path)
+
+
+def test_metrics_gain_columns_and_keep_rows(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path)
+    metrics.log_metrics({"loss": 1.0}, 0)
+    metrics.log_metrics({"loss": 2.0}, 1)
+    metrics.log_metrics({"recall": 0.5}, 1)
+    metrics.finalize("success")
+    assert rows(tmp_path) == [{"step": "0", "loss": "1.0", "recall": ""}, {"step": "1", "loss": "2.0", "recall": "0.5"}]
