@@ -550,6 +550,7 @@ def test_contrast_and_colour():
         assert np.abs(np.array(Augmentation(contrast=0.5)(flat, 8, random(seed))).astype(int) - 127).max() <= 1
         tinted = np.array(Augmentation(colour=20)(flat, 8, random(seed))).astype(int) - 127
         assert np.abs(tinted).max() <= 20
+        assert len(set(tinted[0, 0])) > 1  # each channel for itself
         assert len(np.unique(tinted.reshape(-1, 3), axis=0)) == 1  # the same over the whole image
     spread = [np.array(Augmentation(flip=0, contrast=0.5)(ramp(200), 200, random(n)))[0, :, 0] for n in range(30)]
     gains = [float(levels[190]) - float(levels[60]) for levels in spread]

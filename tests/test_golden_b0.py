@@ -89,7 +89,7 @@ def as_torch(name: str, array: np.ndarray) -> Tensor:
     order = range(array.ndim)[::-1]
     if array.ndim == 4:
         order = (2, 3, 0, 1) if "depthwise_kernel" in name else (3, 2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(*order)))
+    return torch.from_numpy(array.transpose(*order)).contiguous()
 
 
 def distance(actual: Tensor, expected: Tensor) -> float:

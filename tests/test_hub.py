@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from conftest import drawn_image
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AlignModel, AlignProcessor, BertConfig, CLIPConfig
 
@@ -20,6 +19,7 @@ from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.hub import export_hf, exporting, load_hf, model_card
 from align_train.models import build
 from align_train.records import Preprocessing
+from align_train.shipped import vocabulary
 
 CARD = "---\nlibrary_name: transformers\n---\n# tiny, ünï\n"
 
@@ -209,7 +209,8 @@ def test_another_processor_is_noticed(model, tmp_path, monkeypatch):
 def test_weights_that_are_not_finite_are_refused(tmp_path, name, value):
     model = tiny()
     with torch.no_grad():
-        model.get_parameter(name).view(-1)[0] = value
+        weight = model.get_parameter(name)
+        weight[(0,) * weight.ndim] = value
     with pytest.raises(ValueError, match=rf"1 tensors of the model are not finite, the first is {name}"):
         export_hf(model, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
@@ -289,6 +290,13 @@ def test_preprocessing_without_a_crop(tmp_path):
     assert load_hf(tmp_path / "hf").preprocessing == model.preprocessing
 
 
+def test_preprocessing_of_a_processor_that_does_not_crop(copied):
+    processor = AlignProcessor.from_pretrained(copied)
+    processor.image_processor.do_center_crop = False
+    processor.save_pretrained(copied)
+    assert load_hf(copied).preprocessing.crop == 40
+
+
 def test_a_loaded_model_trains_repaired(exported):
     """Two images in a batch of virtual groups of 16 are an error only where batch norm is repaired."""
     loaded = load_hf(exported).train()
@@ -313,13 +321,12 @@ def test_another_architecture_is_one_clear_error(tmp_path, config, caplog):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(OSError, match="there is no folder .*none: name an exported folder"):
-        load_hf(tmp_path / "none")
-    with pytest.raises(OSError, match="nobody/nothing"):
-        load_hf("nobody/nothing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(OSError, match=f"{tmp_path}/empty"):
-        load_hf(tmp_path / "empty")
+    for folder in (tmp_path / "none", "runs/hf"):
+        with pytest.raises(OSError, match="is neither a folder nor a repository within reach: name an") as raised:
+            load_hf(folder)
+        assert str(raised.value).startswith(f"{folder} is neither")
+    with pytest.raises(ValueError, match="holds no model: only 'align'"):
+        load_hf(tmp_path)
 
 
 def test_pickled_weights_are_not_loaded(model, copied):
@@ -334,4 +341,14 @@ def test_incomplete_weights_are_an_error(copied):
     del weights["text_projection.weight"]
     save_file(weights, copied / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lack 1 tensors, the first is text_projection\.weight"):
+        load_hf(copied)
+
+
+def test_another_vocabulary_is_an_error(copied, tmp_path):
+    lines = vocabulary().read_text(encoding="utf-8").splitlines()
+    one, other = lines.index("cat"), lines.index("dog")
+    lines[one], lines[other] = "dog", "cat"
+    (tmp_path / "vocab.txt").write_text("\n".join(lines), encoding="utf-8")
+    load_tokenizer(16, tmp_path / "vocab.txt").save_pretrained(copied)
+    with pytest.raises(ValueError, match=r"has another vocabulary, of 30522 tokens, than bert-base-uncased"):
         load_hf(copied)

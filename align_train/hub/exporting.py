@@ -126,7 +126,8 @@ def _is_export(folder: Path) -> bool:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
-    return config.get("model_type") == "align" and all(entry.is_file() for entry in folder.iterdir())
+    is_align = isinstance(config, dict) and config.get("model_type") == "align"
+    return is_align and all(entry.is_file() for entry in folder.iterdir())
 
 
 def _check_finite(model: Align) -> None:

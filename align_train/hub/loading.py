@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import AlignConfig, AlignModel, AutoTokenizer
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
+from align_train.data.tokens import load_tokenizer
 from align_train.models import Align
 from align_train.models.building import BatchNorm, repair
 from align_train.records import Preprocessing
@@ -16,16 +17,19 @@ def load_hf(folder_or_repo: str | Path) -> Align:
     Only safetensors are read, so that loading never runs code from the file.
 
     Raises:
-        ValueError: the folder holds another architecture, or its weights are not complete.
-        OSError: there is no such folder, nor such a repository within reach; transformers says which.
+        ValueError: the folder holds another architecture or vocabulary, or its weights are not complete.
+        OSError: there is no such folder, nor such a repository within reach.
     """
-    if str(folder_or_repo).count("/") > 1 and not Path(folder_or_repo).is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder_or_repo}: name an exported folder, or a hub id such as kakaobrain/align-base"
-        )
-    kind = AlignConfig.get_config_dict(folder_or_repo)[0].get("model_type")
+    try:
+        kind = AlignConfig.get_config_dict(folder_or_repo)[0].get("model_type")
+    except OSError as error:
+        raise OSError(
+            f"{folder_or_repo} is neither a folder nor a repository within reach: name an exported folder, or a hub id "
+            f"such as kakaobrain/align-base ({error})"
+        ) from error
     if kind != "align":
-        raise ValueError(f"{folder_or_repo} holds a {kind!r} model: only 'align' models can be loaded")
+        found = f"a {kind!r}" if kind else "no"
+        raise ValueError(f"{folder_or_repo} holds {found} model: only 'align' models can be loaded")
     config = AlignConfig.from_pretrained(folder_or_repo)
     model = Align(config, _preprocessing(folder_or_repo), _bounds(config.temperature_init_value))
     plain, report = AlignModel.from_pretrained(folder_or_repo, use_safetensors=True, output_loading_info=True)
@@ -42,6 +46,11 @@ def load_hf(folder_or_repo: str | Path) -> Align:
 def _preprocessing(folder_or_repo: str | Path) -> Preprocessing:
     images = EfficientNetImageProcessorPil.from_pretrained(folder_or_repo)
     tokenizer = AutoTokenizer.from_pretrained(folder_or_repo)
+    if tokenizer.get_vocab() != load_tokenizer().get_vocab():
+        raise ValueError(
+            f"{folder_or_repo} has another vocabulary, of {len(tokenizer)} tokens, than bert-base-uncased, by which "
+            "training reads captions: its text tower would take them for other words"
+        )
     resize = images.size["height"]
     crop = images.crop_size["height"] if images.do_center_crop else resize
     # a tokenizer without a limit says 10^30; AlignProcessor pads to 64

@@ -123,6 +123,10 @@ def build_align(
     image, words = _read(Vision, "vision", vision), _read(Text, "text", text)
     norm, heat = _read(BatchNorm, "batch_norm", batch_norm), _read(Temperature, "temperature", temperature)
     inputs = _read(Preprocessing, "preprocessing", preprocessing)
+    if words.positions < 64:
+        raise ValueError(
+            f"model.text.positions is {words.positions}; transformers' AlignProcessor pads to 64, so give at least 64"
+        )
     if inputs.max_tokens > words.positions:
         raise ValueError(
             f"model.preprocessing.max_tokens is {inputs.max_tokens}, but the text tower has model.text.positions="

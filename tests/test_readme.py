@@ -1,0 +1,112 @@
+"""Every command of the README runs as it stands, made small where it would take long."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from align_train.cli import main
+from tests.conftest import drawn_image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SMALL = {
+    "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
+    "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
+    "trainer.log_every_n_steps": "1",
+}  # fmt: skip
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+
+
+def small(words: list[str]) -> list[str]:
+    """The command with SMALL's values in the place of its own."""
+    given = {word.partition("=")[0]: word for word in words}
+    return list((given | {key: f"{key}={value}" for key, value in SMALL.items()}).values())
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[str]], None]]:
+    """Runs commands one after the other in one folder, as a reader would."""
+    folder = tmp_path_factory.mktemp("reader")
+    photos = folder / "photos"
+    photos.mkdir()
+    rows = [{"file_name": f"{n}.jpg", "caption": f"a drawn picture, number {n}"} for n in range(64)]
+    for n, row in enumerate(rows):
+        (photos / row["file_name"]).write_bytes(drawn_image(n))
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    before, given = Path.cwd(), sys.argv
+    os.chdir(folder)
+
+    def run(words: list[str]) -> None:
+        GlobalHydra.instance().clear()
+        sys.argv = ["align-train"]
+        latest = sorted(Path("outputs/sample").glob("*")) if Path("outputs/sample").is_dir() else []
+        main([word.replace("outputs/sample/RUN", str(latest[-1]) if latest else "") for word in words])
+
+    yield run
+    os.chdir(before)
+    sys.argv = given
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words)[:60] for words in COMMANDS])
+def test_command(words: list[str], session: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(Path.cwd() / "cache"))
+    if words[0] == "make":
+        said = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert {"train": "align-train train", "test": "pytest"}[words[1]] in said
+    elif words[0] == "sbatch":
+        assert (ROOT / words[1]).is_file()
+        _run_script(ROOT / words[1], words[2:])
+    elif words[1] == "train" and "experiment=tiny" not in words:
+        session(["train", *small(words[2:])])
+    elif words[1] == "train":
+        session([*words[1:], "max_steps=2", "schedule.warmup_steps=1", "trainer.accelerator=cpu", "name=sample"])
+    else:
+        session(words[1:])
+
+
+def test_python_example(session: Callable[[list[str]], None]) -> None:
+    run = sorted(Path("outputs/sample").glob("*"))[-1]
+    Path("cat.png").write_bytes(drawn_image(3, format="PNG"))
+    (code,) = blocks("python")
+    namespace: dict[str, object] = {}
+    exec(code.replace("outputs/sample/RUN", str(run)).replace("\nclassify(", "\nanswer = classify("), namespace)
+    assert {row["label"] for row in namespace["answer"]} == {"cat", "dog", "tree"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_link(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def _run_script(script: Path, overrides: list[str]) -> None:
+    """Run an sbatch script with Slurm's variables and an srun that runs its command once, here."""
+    tools = Path("tools").absolute()
+    tools.mkdir(exist_ok=True)
+    (tools / "srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tools / "align-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m align_train "$@"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tools / "bin").mkdir(exist_ok=True)
+    (tools / "bin" / "activate").write_text("")
+    environment = {
+        **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "ALIGN_TRAIN_ENV": str(tools), "SLURM_NNODES": "1",
+        "SLURM_SUBMIT_DIR": str(Path.cwd()), "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job",
+    }  # fmt: skip
+    more = ["max_steps=2", "trainer.accelerator=cpu", "exams=none", "export=false"]
+    subprocess.run(["bash", str(script), *overrides, *more], env=environment, check=True, capture_output=True)
+    assert Path("outputs/slurm/job-7/result.json").is_file()
