@@ -35,7 +35,7 @@ def small(**changes: Any) -> Align:
     """All kinds of blocks in little: EfficientNet-B0's 16, 32 channels wide at the end, and two layers of BERT."""
     recipe: dict[str, Any] = {
         "vision": {"width": 0.1, "depth": 1.0, "stochastic_depth": 0.0},
-        "text": {"layers": 2, "width": 32, "heads": 2, "positions": 16, "vocabulary": 50, "dropout": 0.0},
+        "text": {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 50, "dropout": 0.0},
         "batch_norm": {"statistics": "virtual", "group_size": 4},
         "temperature": {},
         "preprocessing": {"resize": 40, "crop": 33, "max_tokens": 16},

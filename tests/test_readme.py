@@ -31,6 +31,12 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
 
 
+def latest_run() -> Path | None:
+    """The last run of the sample that was validated."""
+    best = sorted(Path("outputs/sample").glob("*/checkpoints/best.ckpt"))
+    return best[-1].parent.parent if best else None
+
+
 def small(words: list[str]) -> list[str]:
     """The command with SMALL's values in the place of its own."""
     given = {word.partition("=")[0]: word for word in words}
@@ -53,8 +59,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list
     def run(words: list[str]) -> None:
         GlobalHydra.instance().clear()
         sys.argv = ["align-train"]
-        latest = sorted(Path("outputs/sample").glob("*")) if Path("outputs/sample").is_dir() else []
-        main([word.replace("outputs/sample/RUN", str(latest[-1]) if latest else "") for word in words])
+        main([word.replace("outputs/sample/RUN", str(latest_run())) for word in words])
 
     yield run
     os.chdir(before)
@@ -74,13 +79,13 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
     elif words[1] == "train" and "experiment=tiny" not in words:
         session(["train", *small(words[2:])])
     elif words[1] == "train":
-        session([*words[1:], "max_steps=2", "schedule.warmup_steps=1", "trainer.accelerator=cpu", "name=sample"])
+        session([*words[1:], "max_steps=2", "schedule.warmup_steps=1", "validate_every=1", "trainer.accelerator=cpu", "name=sample"])
     else:
         session(words[1:])
 
 
 def test_python_example(session: Callable[[list[str]], None]) -> None:
-    run = sorted(Path("outputs/sample").glob("*"))[-1]
+    run = latest_run()
     Path("cat.png").write_bytes(drawn_image(3, format="PNG"))
     (code,) = blocks("python")
     namespace: dict[str, object] = {}
@@ -107,6 +112,8 @@ def _run_script(script: Path, overrides: list[str]) -> None:
         **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "ALIGN_TRAIN_ENV": str(tools), "SLURM_NNODES": "1",
         "SLURM_SUBMIT_DIR": str(Path.cwd()), "SLURM_NTASKS_PER_NODE": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "job",
     }  # fmt: skip
-    more = ["max_steps=2", "trainer.accelerator=cpu", "exams=none", "export=false"]
-    subprocess.run(["bash", str(script), *overrides, *more], env=environment, check=True, capture_output=True)
+    more = ["max_steps=2", "schedule.warmup_steps=1", "trainer.accelerator=cpu", "exams=none", "export=false"]
+    command = ["bash", str(script), *overrides, *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert Path("outputs/slurm/job-7/result.json").is_file()

@@ -23,6 +23,7 @@ TRACEBACK = "ALIGN_TRAIN_TRACEBACK"
 def run(verb: str, overrides: Sequence[str]) -> None:
     """Compose configs/VERB.yaml with the overrides and call `align_train.cli.VERB.VERB` with it."""
     _quieten()
+    _share_the_machine()
     given = sys.argv
     program = given[0] if given else "align-train"
     try:
@@ -75,4 +76,11 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # lightning 2.6 beside torch 2.13: its own use of a name that torch has deprecated
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def _share_the_machine() -> None:
+    """Settings of threads, which must stand before torch is imported; the user's own stay."""
+    # Threads that spin while they wait take the core from whatever they wait for: with one other busy process on two
+    # cores, 18 images/s instead of 330 (docs/log.md, 2026-11-21).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes tokenize; forked threads would hang

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,7 +49,7 @@ def train(config: DictConfig) -> None:
     )
     progress, stopping = Progress(), StopOnSignal(folder / "checkpoints")
     metrics = MetricsFile(folder)
-    trainer = build_trainer(config, [progress, stopping, *checkpoints(config, folder, bool(data.validation))], metrics)
+    trainer = build_trainer(config, [progress, stopping], metrics, validated=bool(data.validation))
     resumed = resume_from(config, module, metrics)
     if trainer.is_global_zero:
         write_recipe(folder, recipe)
@@ -90,18 +90,22 @@ def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progres
     print(f"run folder: {folder}")
 
 
-def build_trainer(config: DictConfig, callbacks: list[Any], metrics: MetricsFile) -> Trainer:
+def build_trainer(
+    config: DictConfig, callbacks: list[Callback], metrics: MetricsFile, validated: bool
+) -> Trainer:
     """Lightning's trainer with what every run has."""
+    callbacks = [*callbacks, StopOnNonFinite(), *checkpoints(config, Path(config.folder), validated)]
     loggers: list[Logger] = [metrics, *(instantiate(node) for node in config.logger.values())]
     trainer: Trainer = instantiate(
         config.trainer,
         max_steps=config.max_steps,
         max_epochs=-1,  # lengths are in steps
-        callbacks=[*callbacks, StopOnNonFinite()],
+        callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpointIO()],
         val_check_interval=config.validate_every,
         check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if validated else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the sampler knows its rank
         enable_progress_bar=False,  # Progress draws it
