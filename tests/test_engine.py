@@ -62,6 +62,25 @@ def test_the_loss_goes_down_on_one_batch(tiny_run: Overrides) -> None:
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_bf16_keeps_weights_and_loss_in_float32(tiny_run: Overrides) -> None:
+    folder = run(tiny_run("run", "trainer.precision=bf16-mixed"))
+    plain = run(tiny_run("plain"))
+    losses = [[float(row["loss"]) for row in rows(path) if row["loss"]] for path in (folder, plain)]
+    assert losses[0][:3] == pytest.approx(losses[1][:3], abs=0.05)  # then rounding adds up
+    assert losses[0] != losses[1]
+    assert {value.dtype for value in weights(folder).values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(("logger", "written"), [("tensorboard", "tensorboard/events.*"), ("wandb", "wandb/offline-*")])
+def test_other_loggers_need_no_account(
+    tiny_run: Overrides, logger: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    folder = run(tiny_run("run", f"logger={logger}", "max_steps=3"))
+    assert list(folder.glob(written))
+    assert len(rows(folder)) >= 2
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_equals_one_never_stopped(tiny_run: Overrides, workers: int) -> None:
     more = (f"data.workers={workers}", "model.text.dropout=0.1", "model.vision.stochastic_depth=0.5")

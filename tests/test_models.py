@@ -49,7 +49,7 @@ def small(**changes: Any) -> Align:
 
 def stock_of(model: Align) -> AlignModel:
     """transformers' own model with the same weights and statistics."""
-    stock = AlignModel(AlignConfig.from_dict(model.config.to_dict()))
+    stock = AlignModel(AlignConfig.from_dict(model.config.to_dict())).to(model.temperature.dtype)
     stock.load_state_dict(model.state_dict())
     assert stock.config.text_config._attn_implementation == "eager"
     return stock
@@ -99,9 +99,9 @@ def test_every_preset_is_in_the_table():
 
 
 @pytest.mark.parametrize("lengths", [[7, 7, 7, 7], [3, 7, 5, 16], [9], [1]], ids=str)
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_embeddings_are_the_stock_models(lengths, channels_last):
-    model = calibrated(small(vision={"channels_last": channels_last}, temperature={"start": 0.5})).eval()
+def test_embeddings_are_the_stock_models(lengths):
+    # contiguous, as the stock model is; the two share their kernels then, and rounding does not blur the comparison
+    model = calibrated(small(vision={"channels_last": False}, temperature={"start": 0.5})).eval()
     stock = stock_of(model).eval()
     pixels, (input_ids, mask) = drawn_pixels(len(lengths)), drawn_text(lengths)
     with torch.no_grad():
@@ -110,6 +110,17 @@ def test_embeddings_are_the_stock_models(lengths, channels_last):
     torch.testing.assert_close(image, expected.image_embeds, atol=1e-6, rtol=0)
     torch.testing.assert_close(text, expected.text_embeds, atol=1e-6, rtol=0)
     torch.testing.assert_close(image @ text.T / model.temperature, expected.logits_per_image, atol=4e-6, rtol=0)
+
+
+def test_channels_last_is_the_stock_model_too():
+    model = calibrated(small(vision={"channels_last": True})).double().eval()
+    stock = stock_of(model).eval()
+    pixels = drawn_pixels(4)
+    assert model.vision_model.embeddings.convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        image = model.encode_image(pixels)
+        expected = stock.get_image_features(pixels.double() / 127.5 - 1).pooler_output
+    torch.testing.assert_close(image, F.normalize(expected), atol=1e-12, rtol=0)
 
 
 def test_uint8_pixels_are_scaled_and_floating_ones_are_not():
@@ -132,19 +143,21 @@ def test_batch_norm_repair_is_everywhere():
 
 
 def test_batch_norm_repair_keeps_the_evaluation_embedding_in_place():
-    model = calibrated(small())
-    pixels, other = drawn_pixels(4), drawn_pixels(4, seed=1)
+    model = small()
+    recalibrate(model, [drawn_pixels(16, size=65, seed=seed) for seed in (7, 8, 9)])
+    stock = stock_of(model)
+    pixels, other = (drawn_pixels(4, size=65, seed=seed) / 127.5 - 1 for seed in (0, 1))
 
     def moved(tower: AlignModel) -> float:
         """How far one training forward, with no weight changed, moves the evaluation embedding; relative."""
         with torch.no_grad():
-            before = tower.eval().get_image_features(pixels / 127.5 - 1).pooler_output
-            tower.train().get_image_features(other / 255)
-            after = tower.eval().get_image_features(pixels / 127.5 - 1).pooler_output
+            before = tower.eval().get_image_features(pixels).pooler_output
+            tower.train().get_image_features(other)
+            after = tower.eval().get_image_features(pixels).pooler_output
         return ((after - before).norm() / before.norm()).item()
 
-    stock = stock_of(model)
-    print("MOVED", moved(model), moved(stock))
+    assert 0 < moved(model) < 0.03
+    assert moved(stock) > 0.08
 
 
 @pytest.mark.parametrize(
@@ -220,7 +233,9 @@ def test_attention_repair_equals_eager(lengths, monkeypatch):
     theirs = dict(stock.text_model.named_parameters())
     for name, p in model.text_model.named_parameters():
         if "pooler" not in name:
-            torch.testing.assert_close(p.grad, theirs[name].grad, atol=2e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            difference = (p.grad - theirs[name].grad).abs().max().item()
+            # the key's bias has a gradient of zero, and in it only rounding
+            assert difference <= 2e-6 * theirs[name].grad.abs().max() + 1e-7, name
 
 
 def test_attention_is_not_causal():
@@ -271,7 +286,7 @@ def test_checkpointing_repair_changes_no_number():
             vision={"stochastic_depth": 0.5}, text={"dropout": 0.1}, gradient_checkpointing=checkpointing
         ).train()
         forwards = []
-        for part in (model.vision_model.encoder.blocks[3].projection, model.text_model.encoder.layer[1].attention):
+        for part in (model.vision_model.encoder.blocks[3].depthwise_conv, model.text_model.encoder.layer[1].attention):
             part.register_forward_hook(lambda *_, seen=forwards: seen.append(1))
         torch.manual_seed(5)
         loss = loss_of(model, drawn_pixels(8), *drawn_text([3, 7, 5, 8, 2, 4, 6, 9]))
@@ -321,7 +336,8 @@ def test_the_temperature_is_loaded_raw():
         ({"temperature": {"min": 1}}, "unknown key model.temperature.min; known are lower, start, upper"),
         ({"preprocessing": {"size": 1}}, "unknown key model.preprocessing.size; known are antialias, crop"),
         ({"text": {"width": 30, "heads": 4}}, "width 30 is not a multiple of model.text.heads 4"),
-        ({"text": {"positions": 8}}, "max_tokens is 16, but the text tower has model.text.positions=8"),
+        ({"preprocessing": {"max_tokens": 65}}, "max_tokens is 65, but the text tower has model.text.positions=64"),
+        ({"text": {"positions": 16}}, "model.text.positions is 16; transformers' AlignProcessor pads to 64"),
         ({"text": {"initialisation": "large"}}, "initialisation is 'large'; it must be bert or small"),
         ({"temperature": {"start": 20.0}}, "starts at 20.0, outside its bounds 0.01 to 10.0"),
         ({"temperature": {"lower": 0.0}}, "outside its bounds 0.0 to 10.0"),
@@ -421,7 +437,7 @@ def test_small_text_tells_captions_apart():
             states = F.normalize(model.eval().text_model(input_ids, mask).last_hidden_state[:, 0])
         return ((states @ states.T).sum().item() - 8) / 56
 
-    print("COS", cosine(small()), cosine(small(text={"initialisation": "small"})))
+    assert cosine(small(text={"initialisation": "small"})) < 0.4 < 0.6 < cosine(small())
 
 
 @pytest.mark.parametrize("training", [True, False])

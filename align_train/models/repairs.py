@@ -6,6 +6,7 @@ repair changes modules in place and no state-dict key, so that export stays `sav
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +136,9 @@ def repair_checkpointing(model: AlignModel) -> None:
 
     Random numbers are replayed, and batch norm's running statistics move once.
     """
-    model.text_model.gradient_checkpointing_enable({"use_reentrant": False})
+    # set by hand: gradient_checkpointing_enable is deprecated in transformers 5.23, its successor newer than our bound
+    for layer in model.text_model.encoder.layer:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
     for block in model.vision_model.encoder.blocks:
         block.__class__ = _CheckpointedBlock
