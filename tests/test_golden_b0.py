@@ -14,10 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from align_train.losses import contrastive_loss, row_losses
 from align_train.models import Align, build_align
 from align_train.models.align import normalised
-from align_train.models.batch_norm import GhostBatchNorm2d
 from align_train.optim import lamb, linear
 
-BLOCKS = "1a 2a 2b 3a 3b 4a 4b 4c 5a 5b 5c 6a 6b 6c 6d 7a".split()
+BLOCKS = ["1a", "2a", "2b", "3a", "3b", "4a", "4b", "4c", "5a", "5b", "5c", "6a", "6b", "6c", "6d", "7a"]
 LAYERS = {
     "expand_conv": "expansion.expand_conv",
     "expand_bn": "expansion.expand_bn",
@@ -38,8 +37,14 @@ VARIABLES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 Arrays = dict[str, np.ndarray]
+FORMATS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+
+# Three times what was reached, as largest difference relative to the largest value, in training and contiguous.
+# torch's channels_last batch norm on a CPU sums 300,000 float32 values one by one, which costs two digits of the
+# statistics (1e-4 of a standard deviation); in float64 the two formats are equal: tests/test_batch_norm.py.
+CONTIGUOUS = {"embedding": 3e-5, "moving": 4e-7, "loss": 5e-6, "norm": 4e-5, "gradient": 1.2e-4}
+CHANNELS_LAST = {"embedding": 8e-4, "moving": 1e-5, "loss": 3e-4, "norm": 2e-3, "gradient": 5e-3}
 
 
 class Tower(nn.Module):
@@ -85,7 +90,7 @@ def torch_name(name: str) -> str:
 
 
 def as_torch(name: str, array: np.ndarray) -> Tensor:
-    """Keras's layout to PyTorch's: HWIO to OIHW, depthwise (k, k, C, 1) to (C, 1, k, k), dense (in, out) to (out, in)."""
+    """Keras's layout as PyTorch's: HWIO to OIHW, depthwise (k, k, C, 1) to (C, 1, k, k), dense transposed."""
     order = range(array.ndim)[::-1]
     if array.ndim == 4:
         order = (2, 3, 0, 1) if "depthwise_kernel" in name else (3, 2, 0, 1)
@@ -128,12 +133,10 @@ def trajectory(golden: Path) -> Arrays:
 
 @pytest.fixture(scope="module")
 def weights(large_golden: Path) -> Iterator[Arrays]:
-    """The two sets of weights, and while they are in use: two threads, and freed memory kept.
+    """The two sets of weights; while they are in use, freed memory is kept.
 
     glibc gives large blocks back and fetches them anew, page by page: more than half the time of these tests.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
     for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(option, 2**31 - 1)
@@ -141,7 +144,6 @@ def weights(large_golden: Path) -> Iterator[Arrays]:
         yield dict(arrays)
     for option in (-1, -3):
         mallopt(option, 128 * 1024)
-    torch.set_num_threads(threads)
 
 
 def pixels(numbers: Arrays, name: str, channels_last: bool) -> Tensor:
@@ -152,8 +154,9 @@ def pixels(numbers: Arrays, name: str, channels_last: bool) -> Tensor:
 
 def watch_blocks(model: Align, seen: dict[str, Tensor]) -> None:
     """Have every block's output written into `seen`, under Keras's name."""
-    vision = model.vision_model
-    for name, part in zip(["stem", *(f"block{b}" for b in BLOCKS)], [vision.embeddings, *vision.encoder.blocks]):
+    names = ["stem", *(f"block{block}" for block in BLOCKS)]
+    parts = [model.vision_model.embeddings, *model.vision_model.encoder.blocks]
+    for name, part in zip(names, parts, strict=True):
         part.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
 
 
@@ -168,66 +171,66 @@ def test_evaluation(numbers, weights, start, channels_last):
         unit = tower.align.encode_image(images)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert len(seen) == 17
-    w=0
     for name, output in seen.items():
         batch, height, width, channels = numbers[f"{start}_eval|block_shape|{name}"].tolist()
         assert output.shape == (batch, channels, height, width)
         assert output.is_contiguous(memory_format=layout)
         means = torch.from_numpy(numbers[f"{start}_eval|block_mean|{name}"])
-        w=max(w,distance(output.mean((2, 3)), means))
-        assert distance(output.mean((2, 3)), means) < 1e-4, name
-    pooled = torch.from_numpy(numbers[f"{start}_eval|pooled"])
-    print("EVAL", w, distance(emb, torch.from_numpy(numbers[f"{start}_eval|emb"])), distance(unit, normalised(pooled)))
+        assert distance(output.mean((2, 3)), means) < 1.1e-4, name
+    # reached 9e-6 and 5e-6, in both formats
     assert distance(emb, torch.from_numpy(numbers[f"{start}_eval|emb"])) < 2.5e-5
-    assert distance(unit, normalised(pooled)) < 2.5e-5
+    assert distance(unit, normalised(torch.from_numpy(numbers[f"{start}_eval|pooled"]))) < 1.5e-5
 
 
 @FORMATS
-def test_training_forward_from_keras_start(numbers, weights, channels_last):
-    tower = Tower(weights, "init", channels_last).train()
+def test_training_forward_from_kerass_start(numbers, weights, channels_last):
+    tower, bound = Tower(weights, "init", channels_last).train(), CHANNELS_LAST if channels_last else CONTIGUOUS
     with torch.no_grad():
         emb = tower(pixels(numbers, "x32", channels_last))
-    print("INIT", distance(emb, torch.from_numpy(numbers["init_train|emb"])), moving_distance(tower, numbers, "init_train|after|"))
+    assert distance(emb, torch.from_numpy(numbers["init_train|emb"])) < bound["embedding"]
+    assert moving_distance(tower, numbers, "init_train|after|") < bound["moving"]
 
 
 @FORMATS
 def test_training_forward_and_backward(numbers, weights, channels_last):
-    tower = Tower(weights, "pert", channels_last).train()
+    tower, bound = Tower(weights, "pert", channels_last).train(), CHANNELS_LAST if channels_last else CONTIGUOUS
     emb = tower(pixels(numbers, "x32", channels_last))
     loss = (emb * torch.from_numpy(numbers["pert_train|upstream"])).sum() / 32
     loss.backward()
-    print("PERT", distance(emb.detach(), torch.from_numpy(numbers["pert_train|emb"])), moving_distance(tower, numbers, "pert_train|after|"))
-    print(loss.item() / numbers["pert_train|loss"]-1)
+    assert distance(emb.detach(), torch.from_numpy(numbers["pert_train|emb"])) < bound["embedding"]
+    assert moving_distance(tower, numbers, "pert_train|after|") < bound["moving"]
+    assert loss.item() == pytest.approx(numbers["pert_train|loss"].item(), rel=bound["loss"])
+
+    parameters = dict(tower.named_parameters())
+    gradients = {str(name): parameters[torch_name(str(name))].grad for name in numbers["trainable_names"]}
+    norms = dict(zip(gradients, numbers["pert_train|grad_norms"].tolist(), strict=True))
+    # In front of another batch norm a shift changes nothing: a gradient of zero, and in it only rounding.
+    silent = {name for name in norms if name.endswith("project_bn/beta:0") and "block7a" not in name}
+    assert len(silent) == 15
+    for name, gradient in gradients.items():
+        if name in silent:
+            assert gradient.norm() < 1e-4, name
+            continue
+        assert gradient.norm().item() == pytest.approx(norms[name], rel=bound["norm"]), name
+        if (expected := numbers.get(f"pert_train|grad|{name}")) is not None:
+            assert distance(gradient, as_torch(name, expected)) < bound["gradient"], name
+
     with torch.no_grad():
-        unit = tower.eval()(pixels(numbers, "x2", channels_last))
-    print("MOVED", distance(unit, torch.from_numpy(numbers["pert_eval|emb"])))
-    gradients = {name: p.grad for name, p in tower.named_parameters()}
-    names = [str(n) for n in numbers["trainable_names"]]
-    w=[]; z=[]
-    for name, norm in zip(names, numbers["pert_train|grad_norms"], strict=True):
-        own = gradients[torch_name(name)]
-        if norm < 1e-3: z.append(own.norm().item()); assert name.endswith("project_bn/beta:0")
-        else: w.append(abs(own.norm().item()/norm-1))
-    print("NORMS", max(w), max(z), len(z))
-    w=[]
-    for name in names:
-        if f"pert_train|grad|{name}" in numbers:
-            e = as_torch(name, numbers[f"pert_train|grad|{name}"])
-            if e.norm()>1e-3: w.append(distance(gradients[torch_name(name)], e))
-    print("GRADS", max(w), len(w))
+        emb = tower.eval()(pixels(numbers, "x2", channels_last))
+    # momentum 0.01: the one forward has hardly moved the evaluation; with transformers' 0.99 it moves by 0.83
+    assert 0.01 < distance(emb, torch.from_numpy(numbers["pert_eval|emb"])) < 0.1
 
 
-@pytest.mark.parametrize(("channels_last", "steps"), [(False, 6), (True, 3)])
-def test_trajectory(numbers, weights, trajectory, channels_last, steps):
-    tower = Tower(weights, "pert", channels_last).train()
-    optimizer = lamb(tower, lr=0.005)
-    schedule = LambdaLR(optimizer, linear(2, 10))
-    text = normalised(torch.from_numpy(trajectory["txt"]))
+def test_six_steps(numbers, weights, trajectory):
+    tower = Tower(weights, "pert", channels_last=False).train()
     temperature, parameters = tower.align.temperature, dict(tower.named_parameters())
-    images, names = pixels(numbers, "x32", channels_last), [str(name) for name in trajectory["names"]]
-    quiet = np.array([not n.endswith("project_bn/beta:0") for n in names])
-    for step in range(steps):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(trajectory["lr"][step], rel=1e-6)
+    optimizer = lamb(tower, lr=0.005)
+    schedule = LambdaLR(optimizer, linear(2, 10))  # warm-up 2, then the 8 steps of the README, of which 4 were run
+    images, names = pixels(numbers, "x32", False), [str(name) for name in trajectory["names"]]
+    text = normalised(torch.from_numpy(trajectory["txt"]))
+    silent = np.array([name.endswith("project_bn/beta:0") for name in names])
+    for step in range(6):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(trajectory["lr"][step], rel=1e-6, abs=0)
         image = normalised(tower(images))
         loss = contrastive_loss(image, text, temperature)
         one_way = row_losses(image.detach(), text, temperature.detach()).mean()
@@ -235,10 +238,20 @@ def test_trajectory(numbers, weights, trajectory, channels_last, steps):
         loss.backward()
         optimizer.step()
         schedule.step()
-        norms = np.array([parameters[torch_name(name)].norm().item() for name in names])
-        off = np.abs(norms / trajectory["norms"][step].clip(1e-9) - 1)
-        print("TRAJ", channels_last, step, loss.item() - trajectory["loss"][step], one_way.item() - trajectory["loss_i2t"][step], temperature.item() - trajectory["temperature"][step], np.median(off), off[quiet].max(), off[~quiet].max())
-    if steps == 6:
-        for n in trajectory:
-            if n.startswith("after6|") and "moving" not in n: print(n, distance(parameters[torch_name(n[7:])], as_torch(n, trajectory[n])))
-        print(moving_distance(tower, trajectory, "after6|"))
+        # reached: 5e-7, 2.4e-7, 0
+        assert loss.item() == pytest.approx(trajectory["loss"][step], rel=0, abs=2e-6)
+        assert one_way.item() == pytest.approx(trajectory["loss_i2t"][step], rel=0, abs=1e-6)
+        assert temperature.item() == pytest.approx(trajectory["temperature"][step], rel=0, abs=2e-7)
+        norms = np.array([parameters[torch_name(name)].detach().norm().item() for name in names])
+        expected = trajectory["norms"][step]
+        off = np.abs(norms - expected) / np.maximum(expected, 1e-9)
+        # reached: median 8e-8, largest 3e-6, and 9e-4 where the optimizer follows a gradient of nothing but rounding
+        assert np.median(off) < 2.5e-7
+        assert off[~silent].max() < 1e-5
+        assert off[silent].max() < 5e-3
+    compared = [n for n in trajectory if n.startswith("after6|") and "/moving_" not in n]
+    assert len(compared) == 10
+    for name in compared:
+        own = parameters[torch_name(name.removeprefix("after6|"))].detach()
+        assert distance(own, as_torch(name, trajectory[name])) < 2e-5, name  # reached 7e-6
+    assert moving_distance(tower, trajectory, "after6|") < 6e-5  # reached 2.1e-5
