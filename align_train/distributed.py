@@ -27,8 +27,8 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        # Every rank computes the whole loss from all rows, so a row's gradient is the sum of what all ranks
-        # say of it. DDP then takes the mean over ranks, which leaves the gradient of one big batch.
+        # A row is a column of every rank's share of the loss, so its gradient is the sum of what all ranks say of it.
+        # DDP then takes the mean over ranks, which leaves the gradient of one big batch.
         total = gradient.contiguous()
         dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
@@ -37,8 +37,8 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(local: Tensor) -> Tensor:
     """All ranks' rows in rank order, differentiable: (b, D) to (B, D).
 
-    Followed by the same loss on every rank and DDP's mean of the gradients, this equals one process with the
-    whole batch, forward and backward (tests/test_distributed.py). Every rank must bring the same number of rows.
+    Followed by each rank's share of the loss and DDP's mean of the gradients, this equals one process with the whole
+    batch, forward and backward (tests/test_distributed.py). Every rank must bring the same number of rows.
     """
     return _GatherRows.apply(local) if world_size() > 1 else local
 
@@ -64,4 +64,13 @@ def sum_over_ranks(local: Tensor) -> Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on all ranks when it is true on one: how ranks agree to stop at a step boundary."""
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
+    return flag if world_size() == 1 else bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
+
+
+def gather_counts(counts: dict[str, int]) -> dict[str, int]:
+    """Counts by name, summed over all ranks; every rank must call it."""
+    if world_size() == 1:
+        return dict(counts)
+    parts: list[dict[str, int]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(parts, dict(counts))
+    return {name: sum(part.get(name, 0) for part in parts) for name in {name for part in parts for name in part}}

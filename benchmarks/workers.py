@@ -26,7 +26,9 @@ def measure(workers: int, steps: int) -> tuple[float, float]:
         with (Path(folder) / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["images_per_second"]]
     later = rows[len(rows) // 2 :]
-    return tuple(statistics.median(float(row[name]) for row in later) for name in ("images_per_second", "data_wait_share"))
+    return tuple(
+        statistics.median(float(row[name]) for row in later) for name in ("images_per_second", "data_wait_share")
+    )
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
         for workers, found in seen.items():
             found.append(measure(workers, options.steps))
             print(f"round {number + 1}, workers {workers}: {found[-1][0]:.0f} images/s", file=sys.stderr)
-    print(f"{date.today()}, {platform.processor() or platform.machine()}, {options.rounds} rounds of {options.steps} steps\n")
+    print(f"{date.today()}, {platform.machine()}, {options.rounds} rounds of {options.steps} steps\n")
     print("| workers | images/s (median, min to max) | waiting for data |\n|---|---|---|")
     for workers, found in seen.items():
         speeds, waits = zip(*found, strict=True)

@@ -199,6 +199,8 @@ class Stack(nn.Module):
 @pytest.mark.parametrize("training", [True, False])
 def test_recalibration_is_the_plain_mean_over_batches(training):
     model = Stack().train(training)
+    for layer in (model.first, model.second):
+        layer.num_batches_tracked.fill_(5)  # as if it had been trained
     before = {name: x.clone() for name, x in model.state_dict().items()}
     batches = [drawn(4, 3, 5, 5, seed=seed) for seed in range(3)]
     single = []
@@ -218,6 +220,14 @@ def test_recalibration_is_the_plain_mean_over_batches(training):
             close(after[name], sum(s[name] for s in single) / 3, atol=1e-12)
     assert [model.first.momentum, model.second.momentum] == [0.3, 0.01]
     assert all(layer.training is training for layer in model.modules())
+
+
+def test_recalibration_that_fails_leaves_momentum_and_mode():
+    model = Stack().eval()
+    with pytest.raises(ValueError, match="a batch of 3 images"):
+        recalibrate(model, [drawn(4, 3, 5, 5), drawn(3, 3, 5, 5)])
+    assert [model.first.momentum, model.second.momentum] == [0.3, 0.01]
+    assert not any(layer.training for layer in model.modules())
 
 
 @KINDS

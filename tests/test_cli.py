@@ -34,7 +34,9 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = f"import sys; from align_train.cli import main; main({words}); print(sorted(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     modules = said.splitlines()[-1]
-    assert not {"'torch'", "'hydra'", "'lightning'", "'transformers'", "'pyarrow'"} & set(modules.strip("[]").split(", "))
+    assert not {"'torch'", "'hydra'", "'lightning'", "'transformers'", "'pyarrow'"} & set(
+        modules.strip("[]").split(", ")
+    )
     assert said.count("  align-train ") >= 2
 
 
@@ -91,7 +93,7 @@ def test_resume_repeats_the_settings_and_lets_new_ones_win(tmp_path: Path) -> No
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- experiment=tiny\n- max_steps=3\n")
     words = continued(["max_steps=5", f"resume={tmp_path}"])
-    assert words == ["experiment=tiny", "max_steps=5", f"hydra.run.dir={tmp_path}", f"+resume={tmp_path}"]
+    assert words == ["experiment=tiny", "max_steps=5", f"resume={tmp_path}", f"hydra.run.dir={tmp_path}"]
 
 
 def test_train_resume_evaluate_export(
@@ -100,6 +102,8 @@ def test_train_resume_evaluate_export(
     words = [word for word in tiny_run() if not word.startswith("folder=")]
     main(["train", *words, "max_steps=3"])
     run = tmp_path / "run"
+    GlobalHydra.instance().clear()
+    main(["train", f"resume={run}", "max_steps=5"])
     GlobalHydra.instance().clear()
     main(["train", f"resume={run}", "max_steps=6"])
     assert json.loads((run / "result.json").read_text())["steps"] == 6
@@ -110,7 +114,15 @@ def test_train_resume_evaluate_export(
     scores = {}
     for name, source in (("checkpoint", run), ("export", run / "hf")):
         GlobalHydra.instance().clear()
-        main(["evaluate", f"checkpoint={source}", "exams=none", f"+exams.drawn={exam}", f"hydra.run.dir={tmp_path / name}"])
+        main(
+            [
+                "evaluate",
+                f"checkpoint={source}",
+                "exams=none",
+                f"+exams.drawn={exam}",
+                f"hydra.run.dir={tmp_path / name}",
+            ]
+        )
         scores[name] = json.loads((tmp_path / name / "result.json").read_text())["exams"]["drawn"]
         assert (tmp_path / name / "contact_sheet_drawn.png").is_file()
     assert scores["checkpoint"]["pairs"] == 24
@@ -122,7 +134,11 @@ def test_two_processes_train_as_one(tiny_run: Callable[..., list[str]], tmp_path
     words = [word for word in tiny_run("both") if not word.startswith("folder=")]
     losses = {}
     for name, devices in (("one", 1), ("two", 2)):
-        more = [f"hydra.run.dir={tmp_path / name}", f"trainer.devices={devices}", "model.batch_norm.statistics=cross_rank"]
+        more = [
+            f"hydra.run.dir={tmp_path / name}",
+            f"trainer.devices={devices}",
+            "model.batch_norm.statistics=cross_rank",
+        ]
         more += ["model.vision.stochastic_depth=0.0", "model.text.dropout=0.0", "centre_captions=true"]
         more += ["trainer.precision=64-true"]
         command = [sys.executable, "-m", "align_train", "train", *words, *more]

@@ -79,7 +79,8 @@ def test_every_logger_instantiates(name: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", options("exams"))
 def test_every_exam_instantiates(name: str) -> None:
-    exams = composed("evaluate", f"exams={name}", "folder=x").exams
+    given = ["exams.pairs.shards=x"] if name == "shards" else []
+    exams = composed("evaluate", f"exams={name}", "folder=x", *given).exams
     assert all(isinstance(instantiate(node, _convert_="all"), Retrieval) for node in exams.values())
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import align_train
-from align_train.distributed import any_rank, gather_rows, rank, sum_over_ranks, world_size
+from align_train.distributed import any_rank, gather_counts, gather_rows, rank, sum_over_ranks, world_size
 from align_train.engine import AlignTraining
 from align_train.losses import contrastive_loss
 from align_train.models.align import normalised
@@ -97,6 +97,7 @@ def work(number: int, folder: Path) -> None:
     found["sum"] = sum_over_ranks(torch.tensor([1.0, number]))
     cpu = torch.device("cpu")
     found["any"] = [any_rank(flag, cpu) for flag in (False, number == 0, number == 1, True)]
+    found["counts"] = gather_counts({"seen": 1, f"only on {number}": number + 5})
     torch.save(found, folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -159,6 +160,7 @@ def test_ranks_agree(ranks):
     for found in ranks:
         assert found["gathered"].tolist() == [[0, 10], [0, 20], [1, 10], [1, 20]]
         assert found["sum"].tolist() == [2, 1]
+        assert found["counts"] == {"seen": 2, "only on 0": 5, "only on 1": 6}
         assert found["any"] == [False, True, True, True]
 
 
@@ -167,6 +169,7 @@ def test_one_process_needs_no_process_group():
     assert (rank(), world_size()) == (0, 1)
     assert gather_rows(x) is x
     assert sum_over_ranks(x) is x
+    assert gather_counts({"seen": 1}) == {"seen": 1}
     assert [any_rank(flag, x.device) for flag in (False, True)] == [False, True]
 
 

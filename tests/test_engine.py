@@ -87,7 +87,7 @@ def test_a_resumed_run_equals_one_never_stopped(tiny_run: Overrides, workers: in
     whole = run(tiny_run("whole", *more))
     # the schedule is of 6 steps in both parts
     begun = run(tiny_run("parted", *more, "max_steps=3", "schedule.total_steps=6"))
-    parted = run(tiny_run("parted", *more, f"+resume={begun}"))
+    parted = run(tiny_run("parted", *more, f"resume={begun}"))
     losses = [[row["loss"] for row in rows(folder)] for folder in (whole, parted)]
     assert losses[0] == losses[1]
     assert len(set(losses[0]) - {""}) == 6
@@ -101,7 +101,7 @@ def test_rows_after_the_checkpoint_are_written_once(tiny_run: Overrides) -> None
     folder = run(tiny_run("run", "max_steps=3", "schedule.total_steps=6"))
     with (folder / "metrics.csv").open("a") as file:
         file.write("3,9.0\n4,9.0\n5,")  # a killed run had gone on, and was torn
-    resumed = run(tiny_run("run", f"+resume={folder}"))
+    resumed = run(tiny_run("run", f"resume={folder}"))
     assert [int(row["step"]) for row in rows(resumed)] == list(range(7))
     assert "9.0" not in [row["loss"] for row in rows(resumed)]
 
@@ -109,13 +109,15 @@ def test_rows_after_the_checkpoint_are_written_once(tiny_run: Overrides) -> None
 def test_a_finished_run_is_not_resumed(tiny_run: Overrides) -> None:
     folder = run(tiny_run())
     with pytest.raises(ValueError, match=r"at step 6 and max_steps is 6.*give a larger max_steps"):
-        run(tiny_run("run", f"+resume={folder}"))
+        run(tiny_run("run", f"resume={folder}"))
 
 
 def test_a_checkpoint_of_another_model_is_named(tiny_run: Overrides) -> None:
     folder = run(tiny_run())
-    more = ("model.text.width=64", "max_steps=9", f"+resume={folder}")
-    with pytest.raises(ValueError, match=r"checkpoint of another model: .*word_embeddings.*\(30522, 64\).*\(30522, 32\)"):
+    more = ("model.text.width=64", "max_steps=9", f"resume={folder}")
+    with pytest.raises(
+        ValueError, match=r"checkpoint of another model: .*word_embeddings.*\(30522, 64\).*\(30522, 32\)"
+    ):
         run(tiny_run("run", *more))
 
 
@@ -160,9 +162,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 def test_dropped_pairs_reach_metrics_and_result(tiny_run: Overrides, tmp_path: Path) -> None:
     overrides = tiny_run()
     shard = sorted((tmp_path / "shards").glob("*.tar"))[0]
-    content = shard.read_bytes()
-    start = content.index(b"\xff\xd8\xff")  # the first JPEG of the shard becomes noise
-    shard.write_bytes(content[:start] + bytes(64) + content[start + 64 :])
+    break_images(shard, 1)
     folder = run([*overrides, "max_steps=8"])
     assert json.loads((folder / "result.json").read_text())["dropped"]["corrupt_image"] == 2  # once an epoch
     assert float(rows(folder)[-1]["dropped/corrupt_image"]) == 2.0
@@ -207,3 +207,70 @@ def test_metrics_gain_columns_and_keep_rows(tmp_path: Path) -> None:
     metrics.log_metrics({"recall": 0.5}, 1)
     metrics.finalize("success")
     assert rows(tmp_path) == [{"step": "0", "loss": "1.0", "recall": ""}, {"step": "1", "loss": "2.0", "recall": "0.5"}]
+
+
+def test_a_resumed_run_takes_the_new_learning_rate(tiny_run: Overrides) -> None:
+    begun = run(tiny_run("run", "max_steps=3", "schedule=constant"))
+    more = ("schedule=constant", "schedule.warmup_steps=2", "optimizer.lr=0.0005", "optimizer.weight_decay=0.0")
+    folder = run(tiny_run("run", *more, f"resume={begun}"))
+    assert [float(row["learning_rate"]) for row in rows(folder)[3:6]] == pytest.approx([0.0005] * 3)
+    groups = read_checkpoint(folder)["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0}
+
+
+def test_rows_stay_in_step_after_a_resume(tiny_run: Overrides) -> None:
+    more = ("trainer.log_every_n_steps=2", "validate_every=5", "checkpoint_every=1")
+    begun = run(tiny_run("run", *more, "max_steps=3", "schedule.total_steps=6"))
+    folder = run(tiny_run("run", *more, f"resume={begun}"))
+    logged = [row for row in rows(folder) if row["loss"]]
+    assert [int(row["step"]) for row in logged] == [1, 3, 5]
+    assert all(row["health/text_effective_rank"] and row["images_per_second"] for row in logged)
+
+
+def test_weights_that_overflowed_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    good = {"recipe": "", "global_step": 1, "state_dict": {"weight": torch.ones(2)}}
+    AtomicCheckpointIO().save_checkpoint(good, path)
+    with pytest.raises(FloatingPointError, match=r"weight is not finite at step 2.*last\.ckpt is not overwritten"):
+        AtomicCheckpointIO().save_checkpoint(
+            good | {"global_step": 2, "state_dict": {"weight": torch.tensor([1.0, float("inf")])}}, path
+        )
+    assert read_checkpoint(path)["global_step"] == 1
+
+
+def test_validation_pairs_that_are_dropped_are_counted(tiny_run: Overrides, tmp_path: Path) -> None:
+    overrides = tiny_run()
+    break_images(next((tmp_path / "validation").glob("*.tar")), 1)
+    assert float(rows(run(overrides))[3]["validation/dropped/corrupt_image"]) == 1.0
+    for shard in (tmp_path / "validation").glob("*.tar"):
+        break_images(shard, 24)
+    with pytest.raises(ValueError, match=r"none of the validation pairs could be used \(corrupt_image 24\)"):
+        run(tiny_run_again(overrides))
+
+
+def break_images(shard: Path, count: int) -> None:
+    """Turn the first JPEGs of a shard into noise."""
+    content = shard.read_bytes()
+    for _ in range(min(count, content.count(b"\xff\xd8\xff"))):
+        start = content.index(b"\xff\xd8\xff")
+        content = content[:start] + bytes(64) + content[start + 64 :]
+    shard.write_bytes(content)
+
+
+def tiny_run_again(overrides: list[str]) -> list[str]:
+    return [word + "_again" if word.startswith("folder=") else word for word in overrides]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=1e2", r"max_steps is 100\.0; it must be a whole number"),
+        ("trainer.log_every_n_steps=0", r"log_every_n_steps is 0"),
+        ("+trainer.accumulate_grad_batches=2", "would leave each part only its own negatives"),
+        ("data.train.pairs.repeat=0", r"data\.train\.pairs\.repeat is 0"),
+        ("data.train.pairs.shards=null", r"data\.train\.pairs\.shards is None"),
+    ],
+)
+def test_a_wrong_number_is_named(tiny_run: Overrides, override: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        run(tiny_run("run", override))

@@ -12,7 +12,7 @@ from align_train.data import find_shards, load_tokenizer
 from align_train.data.images import pixels_of
 from align_train.evaluation import Embeddings, Retrieval, contact_sheet, embed, table
 from align_train.evaluation.contact_sheet import GAP, RIGHT, TEXT_WIDTH, TILE, WRONG
-from align_train.evaluation.retrieval import excluded_keys, flat
+from align_train.evaluation.retrieval import excluded_keys
 from align_train.records import Preprocessing, Tally
 
 
@@ -218,12 +218,6 @@ def test_table():
 def test_a_cut_off_that_an_exam_has_not_is_a_dash():
     lines = table(scores(), ks=(2, 10)).splitlines()
     assert lines[1].split() == ["drawn", "4", "100.0", "(50.00)", "-", "100.0", "(50.00)", "-"]
-
-
-def test_scores_for_loggers():
-    values = dict(flat(scores()))
-    assert values["exam/drawn/t2i_r1"] == 0.75
-    assert len(values) == 6
 
 
 def frame_colours(path, line, place):

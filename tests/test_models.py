@@ -31,20 +31,34 @@ PRESETS = [
 ]
 
 
-def small(**changes: Any) -> Align:
+def recipe(**changes: Any) -> dict[str, Any]:
     """All kinds of blocks in little: EfficientNet-B0's 16, 32 channels wide at the end, and two layers of BERT."""
-    recipe: dict[str, Any] = {
-        "vision": {"width": 0.1, "depth": 1.0, "stochastic_depth": 0.0},
-        "text": {"layers": 2, "width": 32, "heads": 2, "positions": 64, "vocabulary": 50, "dropout": 0.0},
-        "batch_norm": {"statistics": "virtual", "group_size": 4},
-        "temperature": {},
-        "preprocessing": {"resize": 40, "crop": 33, "max_tokens": 16},
+    nodes: dict[str, Any] = {
+        "vision": {"width": 0.1, "depth": 1.0, "stochastic_depth": 0.0, "channels_last": True},
+        "text": {
+            "layers": 2,
+            "width": 32,
+            "heads": 2,
+            "dropout": 0.0,
+            "positions": 64,
+            "vocabulary": 50,
+            "initialisation": "bert",
+        },
+        "batch_norm": {"statistics": "virtual", "group_size": 4, "momentum": 0.01},
+        "temperature": {"start": 1.0, "lower": 0.01, "upper": 10.0},
+        "preprocessing": {"resize": 40, "crop": 33, "antialias": False, "max_tokens": 16},
         "projection_dim": 32,
+        "gradient_checkpointing": False,
     }
     for node, values in changes.items():
-        recipe[node] = {**recipe[node], **values} if isinstance(values, dict) else values
+        nodes[node] = {**nodes[node], **values} if isinstance(values, dict) else values
+    return nodes
+
+
+def small(**changes: Any) -> Align:
+    """A model of that recipe, always with the same start values."""
     torch.manual_seed(0)
-    return build_align(**recipe)
+    return build_align(**recipe(**changes))
 
 
 def stock_of(model: Align) -> AlignModel:
@@ -190,6 +204,7 @@ def test_stochastic_depth_drops_whole_samples():
 def test_stochastic_depth_repair_drops_the_branch_and_keeps_the_shortcut():
     model = small(vision={"stochastic_depth": 0.9}).train()
     last = [b.projection for b in model.vision_model.encoder.blocks if b.projection.apply_dropout][-1]
+    assert last.dropout.p == pytest.approx(0.9 * 14 / 16)
     channels, inner = last.project_conv.out_channels, last.project_conv.in_channels
     shortcut, x = torch.randn(64, channels, 2, 2), torch.randn(64, inner, 2, 2)
     torch.manual_seed(0)
@@ -351,8 +366,10 @@ def test_a_wrong_value_is_named(changes, message):
 
 
 def test_a_missing_key_is_named():
+    nodes = recipe()
+    del nodes["text"]["heads"]
     with pytest.raises(ValueError, match=r"model\.text: .*heads"):
-        build_align({"width": 1.0, "depth": 1.0}, {"layers": 1, "width": 32}, {}, {}, {}, 320)
+        build_align(**nodes)
 
 
 def test_an_unknown_preset_lists_the_known_ones():

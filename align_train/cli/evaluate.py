@@ -4,9 +4,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from align_train.cli.models import choose_device, load_model
+from align_train.cli.models import Loaded, choose_device, load_model
 from align_train.cli.scoring import take_exams, write_result
+from align_train.engine import needs_recalibration
 from align_train.evaluation import table
+
+
+def warn_if_cold(loaded: Loaded) -> None:
+    """Say so where batch-norm statistics are still partly their start values; `export` recalibrates, this does not."""
+    if needs_recalibration(loaded.model, loaded.steps):
+        print(f"note: {loaded.steps} steps are too few to warm up the batch-norm statistics, so scores may be low")
 
 
 def evaluate(config: DictConfig) -> None:
@@ -15,6 +22,8 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError("no exam is chosen: give exams=sample, or a file of your own in --config-dir")
     folder = Path(config.folder)
     loaded = load_model(config.checkpoint)
+    if loaded.recipe is not None and Path(config.checkpoint).suffix == ".ckpt":
+        warn_if_cold(loaded)
     scores = take_exams(config.exams, loaded.model, folder, choose_device(config.device))
     write_result(folder, scores, {"checkpoint": str(config.checkpoint), "steps": loaded.steps})
     print(table(scores))

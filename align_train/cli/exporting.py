@@ -29,8 +29,10 @@ def export_model(
         "steps": steps,
         "batch size": recipe.data.batch_size,
         "pairs seen": steps * recipe.data.batch_size,
-        "optimizer": f"{recipe.optimizer._target_.rpartition('.')[2]}, learning rate {recipe.optimizer.lr}",
-        "schedule": f"{recipe.schedule._target_.rpartition('.')[2]}, warm-up {recipe.schedule.warmup_steps} steps",
+        "optimizer": _described(recipe.optimizer),
+        "schedule": _described(recipe.schedule),
+        "label smoothing": recipe.label_smoothing,
+        "precision": recipe.trainer.get("precision"),
         "image size": f"{model.preprocessing.crop} pixels, cut from {model.preprocessing.resize}",
         "longest caption": f"{model.preprocessing.max_tokens} tokens",
         "temperature at the end": f"{model.temperature.item():.4f}",
@@ -40,3 +42,9 @@ def export_model(
     difference = export_hf(model, folder, model_card(recipe.name, __version__, recipe.data_card, settings, shown))
     print(f"exported to {folder}; reloaded by transformers, embeddings differ by at most {difference:.1e}")
     return {"folder": str(folder), "largest_difference": difference}
+
+
+def _described(node: DictConfig) -> str:
+    """`adamw (lr 0.002, ...)`: what a node names, and its settings."""
+    settings = ", ".join(f"{key} {node[key]}" for key in map(str, node) if not key.startswith("_"))
+    return f"{node._target_.rpartition('.')[2]} ({settings})"

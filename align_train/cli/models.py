@@ -56,5 +56,8 @@ def load_model(source: str) -> Loaded:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto` is a GPU if there is one; ValueError for a device that is not there."""
+    usable = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if name != "auto" and name.partition(":")[0] not in usable:
+        raise ValueError(f"device is {name!r}, but this machine has {' and '.join(usable)}")
+    return torch.device(usable[-1] if name == "auto" else name)

@@ -19,9 +19,9 @@ def continued(overrides: Sequence[str]) -> list[str]:
     record = folder / ".hydra" / "overrides.yaml"
     for needed in (record, folder / "checkpoints" / "last.ckpt"):
         if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is missing: resume=... takes the folder of a run that saved a checkpoint")
+            raise FileNotFoundError(
+                f"{needed} is missing: resume=... takes the folder of a run that saved a checkpoint"
+            )
     before = [str(word) for word in OmegaConf.load(record)]
-    latest: dict[str, str] = {}
-    for word in [*before, *(word for word in overrides if not word.startswith("resume=")), f"hydra.run.dir={folder}"]:
-        latest[word.partition("=")[0].lstrip("+~")] = word
-    return [*latest.values(), f"+resume={folder}"]
+    words = [*before, *overrides, f"hydra.run.dir={folder}", f"resume={folder}"]
+    return list({word.partition("=")[0].lstrip("+~"): word for word in words}.values())

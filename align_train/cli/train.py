@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.exporting import export_model, settle
@@ -19,7 +20,6 @@ from align_train.engine import (
     AlignTraining,
     AtomicCheckpointIO,
     MetricsFile,
-    PairData,
     Progress,
     StopOnNonFinite,
     StopOnSignal,
@@ -33,6 +33,7 @@ from align_train.models import Align
 
 def train(config: DictConfig) -> None:
     """Build, fit, score, export."""
+    check_lengths(config)
     folder = Path(config.folder)
     recipe = OmegaConf.to_yaml(config, resolve=True)
     torch.manual_seed(config.seed)
@@ -60,9 +61,22 @@ def train(config: DictConfig) -> None:
         sys.exit(130)
     module.model.to(trainer.strategy.root_device)
     settle(module.model, data, trainer.global_step)
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
     if rank() == 0:
         report(config, module.model, trainer, progress)
+
+
+def check_lengths(config: DictConfig) -> None:
+    """Raise ValueError for a length that is no positive whole number, and for accumulation, which is not exact here."""
+    for key in ("max_steps", "checkpoint_every", "validate_every", "data.batch_size", "trainer.log_every_n_steps"):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    if config.trainer.get("accumulate_grad_batches", 1) != 1:
+        raise ValueError(
+            "trainer.accumulate_grad_batches would leave each part only its own negatives: make data.batch_size "
+            "smaller, or set model.gradient_checkpointing=true"
+        )
 
 
 def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progress) -> None:
@@ -84,15 +98,14 @@ def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progres
     print(table(scores) if scores else "no exam was asked for")
     for name in scores:
         print(f"contact sheet: {folder / f'contact_sheet_{name}.png'}")
+    write_result(folder, scores, facts)
     if config.export:
         facts["export"] = export_model(model, config, folder / "hf", steps, scores)
-    write_result(folder, scores, facts)
+        write_result(folder, scores, facts)
     print(f"run folder: {folder}")
 
 
-def build_trainer(
-    config: DictConfig, callbacks: list[Callback], metrics: MetricsFile, validated: bool
-) -> Trainer:
+def build_trainer(config: DictConfig, callbacks: list[Callback], metrics: MetricsFile, validated: bool) -> Trainer:
     """Lightning's trainer with what every run has."""
     callbacks = [*callbacks, StopOnNonFinite(), *checkpoints(config, Path(config.folder), validated)]
     loggers: list[Logger] = [metrics, *(instantiate(node) for node in config.logger.values())]
@@ -102,7 +115,7 @@ def build_trainer(
         max_epochs=-1,  # lengths are in steps
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins(),
         val_check_interval=config.validate_every,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if validated else 0,
@@ -112,6 +125,12 @@ def build_trainer(
         enable_model_summary=False,
     )
     return trainer
+
+
+def plugins() -> list[Any]:
+    """Atomic checkpoints; under SLURM without Lightning's requeueing, which can deadlock with several ranks."""
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [AtomicCheckpointIO(), *slurm]
 
 
 def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[ModelCheckpoint]:
@@ -135,12 +154,11 @@ def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[Model
 
 def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:
     """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too."""
-    if not config.get("resume"):
+    if not config.resume:
         return None
     path = Path(config.resume) / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(path)
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    check_fit(module.model.state_dict(), weights, path)
+    check_fit(module.model, checkpoint, path)
     if checkpoint["global_step"] >= config.max_steps:
         raise ValueError(
             f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "

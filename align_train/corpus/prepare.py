@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from align_train.corpus.sample_corpus import sample_parts, unit_hash
-from align_train.corpus.shards import ShardReport, ShardWriter, atomic_write
+from align_train.corpus.shards import ShardReport, ShardWriter
+from align_train.files import atomic_write
 from align_train.records import Pair, Tally
 from align_train.shipped import sample_corpus
 
@@ -90,9 +91,11 @@ def prepare_dataset(
 
 
 def _closed(writers: dict[str, ShardWriter]) -> Reports:
-    reports = {name: writer.close() for name, writer in writers.items()}
+    reports = {name: writer.close(may_be_empty=name == "validation") for name, writer in writers.items()}
     for name, report in reports.items():
         log.info("%s: %s", name, report.described())
+        if not report.shards:
+            log.warning("no pair went to %s: a larger validation_share would send some there", name)
     return reports
 
 

@@ -98,11 +98,11 @@ class ShardWriter:
             self._keys.add(key)
             self._waiting.append((key, extension, pair))
 
-    def close(self) -> ShardReport:
-        """Writes the last shard. ValueError if no pair was usable."""
+    def close(self, may_be_empty: bool = False) -> ShardReport:
+        """Writes the last shard. ValueError if no pair was usable, unless the folder may stay empty."""
         if self._waiting:
             self._write()
-        if not self._shards:
+        if not self._shards and not may_be_empty:
             raise ValueError(
                 f"nothing to write to {self.folder}: no usable pair; dropped: {self._dropped.described()}. "
                 "Check the source and its image and caption columns"

@@ -14,8 +14,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name, flushes to disk, renames; reads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save so that `path` is either the old file or the whole new one, whatever happens in between."""
+        """Save so that `path` is either the old file or the whole new one, whatever happens in between.
+
+        Raises:
+            FloatingPointError: a weight is not finite; the old file stays.
+        """
         path = Path(path)
+        for name, value in checkpoint.get("state_dict", {}).items():
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{name} is not finite at step {checkpoint['global_step']}, so {path} is not overwritten: the "
+                    "gradient overflowed. Lower optimizer.lr or set trainer.gradient_clip_val=1.0, and resume from it"
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
@@ -52,13 +62,17 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
     Raises:
         ValueError: it is a checkpoint of another model; names the first weight that does not fit.
     """
-    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
-    check_fit(model.state_dict(), weights, path)
-    model.load_state_dict(weights)
+    model.load_state_dict(check_fit(model, checkpoint, path))
 
 
-def check_fit(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor], path: Path) -> None:
-    """Raise ValueError at the first weight that is missing, unknown or of another shape."""
+def check_fit(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The checkpoint's weights by the model's names.
+
+    Raises:
+        ValueError: one is missing, unknown or of another shape; the first is named.
+    """
+    wanted = model.state_dict()
+    found = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
     for name in [*wanted, *found]:
         shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (wanted, found)]
         if shapes[0] != shapes[1]:
@@ -66,3 +80,4 @@ def check_fit(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor], p
                 f"{path} is a checkpoint of another model: {name} is {shapes[0]} in the model and {shapes[1]} in the "
                 "checkpoint. Choose the model it was trained with (model=...), or another checkpoint"
             )
+    return found

@@ -52,8 +52,8 @@ class PairData(L.LightningDataModule):
         self.validation = find_shards(validation) if validation else []
         if len(self.pairs) < batch_size:
             raise ValueError(
-                f"the training shards hold {len(self.pairs)} pairs, less than one batch (data.batch_size={batch_size}): "
-                "make the batch smaller, since a pair twice in a batch is its own negative"
+                f"the training shards hold {len(self.pairs)} pairs, less than one batch (data.batch_size="
+                f"{batch_size}): make the batch smaller, since a pair twice in a batch is its own negative"
             )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -86,7 +86,12 @@ def _listed(train: Mapping[str, Mapping[str, Any]]) -> Sequence[Shard]:
     for name, source in train.items():
         if unknown := set(source) - {"shards", "repeat"}:
             raise ValueError(f"data.train.{name} has the unknown key {sorted(unknown)[0]!r}; known are shards, repeat")
-        shards += find_shards(source["shards"]) * int(source.get("repeat", 1))
+        patterns, repeat = source.get("shards"), source.get("repeat", 1)
+        if not patterns:
+            raise ValueError(f"data.train.{name}.shards is {patterns!r}: give file names or globs of tar shards")
+        if not isinstance(repeat, int) or repeat < 1:
+            raise ValueError(f"data.train.{name}.repeat is {repeat!r}; it must be a whole number of at least 1")
+        shards += find_shards(patterns) * repeat
     if not shards:
         raise ValueError("data.train names no source: give at least one {shards: ..., repeat: 1}")
     return shards

@@ -1,5 +1,6 @@
 """The training step, in the order of time."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from align_train.losses import row_losses
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
 from align_train.records import Tally
+
+log = logging.getLogger(__name__)
 
 
 class AlignTraining(L.LightningModule):
@@ -50,17 +53,18 @@ class AlignTraining(L.LightningModule):
         self._make_optimizer, self._schedule = optimizer, schedule
         self._label_smoothing, self._seed, self._centre = label_smoothing, seed, centre_captions
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._dropped = Tally()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One global batch: this rank's b pairs against all ranks' B."""
         image = self.model.encode_image(batch.pixels)  # (b, D)
         text = self.model.encode_text(batch.input_ids, batch.attention_mask)  # (b, D)
         loss = self.share_of_loss(image, text)
-        self.log("step", float(self.trainer.global_step))  # Lightning's own count is off by one after a resume
+        self.log("step", float(self.trainer.global_step))
         self.log("loss", loss, sync_dist=world_size() > 1)
         self.log("temperature", self.model.temperature.detach())
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes a row
             self._log_health(image.detach(), text.detach())
         return loss
 
@@ -74,6 +78,19 @@ class AlignTraining(L.LightningModule):
         image_to_text = row_losses(image, texts, temperature, first, self._label_smoothing)
         text_to_image = row_losses(text, images, temperature, first, self._label_smoothing)
         return (image_to_text + text_to_image).mean()
+
+    def on_train_start(self) -> None:
+        """Let the configured learning rate, decay and so on win over those in a checkpoint."""
+        optimizer, wanted = self.trainer.optimizers[0], self._make_optimizer(self.model).param_groups
+        for group, options in zip(optimizer.param_groups, wanted, strict=True):
+            group |= {name: value for name, value in options.items() if name not in ("params", "lr")}
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [options["lr"] for options in wanted]
+        for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = peak * self._schedule(scheduler.last_epoch)
+        # Lightning counts logged steps one too far after a resume, which would shift the rows of metrics.csv.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Seed this step, and centre the captions before the very first."""
@@ -89,16 +106,25 @@ class AlignTraining(L.LightningModule):
 
     def validation_step(self, batch: Batch | Tally, batch_index: int) -> None:
         """Embed; the score is over all batches together."""
+        self._dropped.update(batch.dropped if isinstance(batch, Batch) else batch)
         if isinstance(batch, Batch):
             image = self.model.encode_image(batch.pixels)
             self._seen.append((image, self.model.encode_text(batch.input_ids, batch.attention_mask)))
 
     def on_validation_epoch_end(self) -> None:
         """Recall on the validation pairs; its mean over both ways is what the best checkpoint is chosen by."""
-        image, text = (torch.cat(part) for part in zip(*self._seen, strict=True))
-        self._seen.clear()
+        dropped, seen = self._dropped, self._seen
+        self._dropped, self._seen = Tally(), []
+        if not seen:
+            raise ValueError(
+                f"none of the validation pairs could be used ({dropped.described()}): check data.validation"
+            )
+        if dropped:
+            log.warning("validation pairs dropped: %s", dropped.described())
+        image, text = (torch.cat(part) for part in zip(*seen, strict=True))
         recall = retrieval_recall(image, text, torch.arange(len(image), device=image.device), ks=(1, 5))
         recall["mean_r5"] = (recall["i2t_r5"] + recall["t2i_r5"]) / 2
+        recall |= {f"dropped/{reason}": float(count) for reason, count in dropped.items()}
         self.log("step", float(self.trainer.global_step), sync_dist=world_size() > 1)
         # every rank has seen every validation pair: the values are equal already, their mean is only for Lightning
         self.log_dict({f"validation/{name}": value for name, value in recall.items()}, sync_dist=world_size() > 1)
@@ -114,8 +140,8 @@ class AlignTraining(L.LightningModule):
         checkpoint["recipe"] = self.recipe
 
     def _log_health(self, image: Tensor, text: Tensor) -> None:
-        """A tower that maps all to one point shows here from the first step, long before it shows in the loss."""
-        for name, embeddings in (("image", image), ("text", text)):
-            if torch.isfinite(embeddings).all():
+        """A tower that maps all to one point shows here, on up to 256 pairs, long before it shows in the loss."""
+        for name, embeddings in (("image", image[:256]), ("text", text[:256])):
+            if len(embeddings) > 1 and torch.isfinite(embeddings).all():
                 self.log(f"health/{name}_mean_cosine", mean_cosine(embeddings))
                 self.log(f"health/{name}_effective_rank", effective_rank(embeddings))

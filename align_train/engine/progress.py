@@ -1,5 +1,6 @@
 """What one sees of a run while it goes on, and what it sums up at its end."""
 
+import io
 import logging
 import sys
 import time
@@ -9,7 +10,7 @@ import lightning as L
 from tqdm import tqdm
 
 from align_train.batch import Batch
-from align_train.distributed import rank, world_size
+from align_train.distributed import gather_counts, rank, world_size
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
@@ -29,21 +30,21 @@ class Progress(L.Callback):
         self.pairs, self.seconds, self.waited = 0, 0.0, 0.0
         self._every = every_seconds
         self._bar: tqdm | None = None
-        self._idle_since = self._measured_at = 0.0
+        self._idle_since = self._measured_at = self._said_at = 0.0
         self._pairs_measured, self._waited_measured = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, at the step that training goes on from."""
-        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc="train",
             unit="step",
             disable=rank() != 0,
-            mininterval=0.5 if terminal else self._every,
-            dynamic_ncols=terminal,
+            file=sys.stderr if sys.stderr.isatty() else io.StringIO(),
+            dynamic_ncols=sys.stderr.isatty(),
         )
+        self._said_at = time.perf_counter()
         self._idle_since = self._measured_at = time.perf_counter()
         self._pairs_measured, self._waited_measured = self.pairs, self.waited
 
@@ -66,6 +67,7 @@ class Progress(L.Callback):
             self._measure(trainer, pl_module, now)
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
+            self._say(now)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Time spent on validation is neither training nor waiting."""
@@ -76,22 +78,37 @@ class Progress(L.Callback):
         """Close the bar, and say what was dropped."""
         if self._bar is not None:
             self._bar.close()
-        log.info("pairs dropped in training: %s", self.dropped.described())
+        self._collect_drops()
+        if rank() == 0:
+            log.info("pairs dropped in training: %s", self.dropped.described())
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, for the checkpoint."""
         return {"dropped": dict(self.dropped), "pairs": self.pairs, "seconds": self.seconds, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
-        self.dropped = Tally(state_dict["dropped"])
+        """Go on counting; drops on the first rank alone, which collects them."""
+        self.dropped = Tally(state_dict["dropped"] if rank() == 0 else {})
         self.pairs, self.seconds, self.waited = (state_dict[name] for name in ("pairs", "seconds", "waited"))
+
+    def _say(self, now: float) -> None:
+        """In a log file, the bar as a line of its own every so many seconds."""
+        assert self._bar is not None
+        if rank() == 0 and not sys.stderr.isatty() and now - self._said_at >= self._every:
+            self._said_at = now
+            print(self._bar, file=sys.stderr, flush=True)
+
+    def _collect_drops(self) -> None:
+        """Move what every rank has dropped to the first."""
+        total = Tally(gather_counts(self.dropped))
+        self.dropped = total if rank() == 0 else Tally()
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, now: float) -> None:
         elapsed, self._measured_at = now - self._measured_at, now
         speed = (self.pairs - self._pairs_measured) / elapsed
         waiting = (self.waited - self._waited_measured) / elapsed
         self._pairs_measured, self._waited_measured = self.pairs, self.waited
+        self._collect_drops()
         metrics = {"images_per_second": speed, "data_wait_share": waiting, "pairs_seen": float(self.pairs)}
         metrics |= {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
         pl_module.log_dict(metrics)

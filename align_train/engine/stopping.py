@@ -1,6 +1,7 @@
 """Ways for a run to end before its last step: a signal, or a loss that is no number."""
 
 import logging
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ class StopOnSignal(L.Callback):
     def __init__(self, folder: str | Path) -> None:
         self.stopped = False
         self._file = Path(folder) / "last.ckpt"
-        self._asked = False
+        self._asked, self._process = False, os.getpid()
         self._before: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,9 +41,10 @@ class StopOnSignal(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Save and end if any rank was asked to."""
-        if any_rank(self._asked, pl_module.device):
-            trainer.save_checkpoint(self._file)
+        if trainer.global_step < trainer.max_steps and any_rank(self._asked, pl_module.device):
+            trainer.save_checkpoint(self._file, weights_only=False)
             trainer.should_stop = self.stopped = True
+            trainer.limit_val_batches = 0  # or Lightning would validate before it stops
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signal back."""
@@ -54,6 +56,8 @@ class StopOnSignal(L.Callback):
             signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process that decodes; the training process will end it
+            return
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
@@ -78,7 +82,8 @@ class StopOnNonFinite(L.Callback):
             return
         shown = ", ".join(self._keys[:8]) + (" ..." if len(self._keys) > 8 else "")
         raise FloatingPointError(
-            f"the loss is {loss.item()} at step {trainer.global_step}; the batch's {len(self._keys)} pairs begin with "
-            f"{shown}. The last checkpoint is from before it. Lower optimizer.lr, lengthen schedule.warmup_steps, set "
-            "trainer.gradient_clip_val=1.0, or trainer.precision=32-true if this is a 16-bit run, and resume from it"
+            f"the loss is {loss.item()} at step {trainer.global_step}; the {len(self._keys)} pairs of this rank's "
+            f"batch begin with {shown}. No checkpoint holds it. Lower optimizer.lr, lengthen schedule.warmup_steps, "
+            "set trainer.gradient_clip_val=1.0, or trainer.precision=32-true if this is a 16-bit run, and go on with "
+            "resume=RUN"
         )

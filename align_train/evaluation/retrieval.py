@@ -1,7 +1,7 @@
 """The retrieval exam: each image finds its caption among all, each caption its image."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -157,9 +157,3 @@ def table(scores: Mapping[str, Score], ks: Sequence[int] = (1, 5)) -> str:
         cells = [cell(score, column).rjust(len(head)) for column, head in zip(columns, heads, strict=True)]
         lines.append("  ".join([f"{name:<{width}}", f"{score.pairs:>5}", *cells]))
     return "\n".join([*lines, "percent; in brackets what a random order gives; ties count against the model"])
-
-
-def flat(scores: Mapping[str, Score]) -> Iterator[tuple[str, float]]:
-    """(exam/metric, value) for loggers."""
-    for name, score in scores.items():
-        yield from ((f"exam/{name}/{metric}", value) for metric, value in score.recall.items())

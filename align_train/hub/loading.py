@@ -38,7 +38,7 @@ def load_hf(folder_or_repo: str | Path) -> Align:
             f"the weights of {folder_or_repo} lack {len(missing)} tensors, the first is {missing[0]}: they would stay "
             "random; write or download the folder again"
         )
-    repair(model, BatchNorm())
+    repair(model, BatchNorm("virtual", group_size=16, momentum=0.01))  # as the reference trained
     model.load_state_dict(plain.state_dict())
     return model
 

@@ -133,6 +133,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "enco
 
     Returns:
         How many batches were used.
+
+    Raises:
+        ValueError: there was no batch, and the statistics are the initial 0 and 1 now.
     """
     layers = [m for m in model.modules() if isinstance(m, GhostBatchNorm2d) and not isinstance(m, FrozenBatchNorm2d)]
     momenta, training, used = [layer.momentum for layer in layers], model.training, 0
@@ -140,11 +143,15 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "enco
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None
-    for used, pixels in enumerate(batches, start=1):  # noqa: B007 - counted for the caller
-        getattr(model, encode)(pixels)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.train(training)
+    try:
+        for used, pixels in enumerate(batches, start=1):  # noqa: B007 - counted for the caller
+            getattr(model, encode)(pixels)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.train(training)
+    if not used:
+        raise ValueError("no batch to measure batch-norm statistics on: give at least one")
     return used
 
 

@@ -37,8 +37,8 @@ class Vision:
 
     width: float
     depth: float
-    stochastic_depth: float = 0.2
-    channels_last: bool = True
+    stochastic_depth: float
+    channels_last: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,28 +58,28 @@ class Text:
     layers: int
     width: int
     heads: int
-    dropout: float = 0.1
-    positions: int = 512
-    vocabulary: int = 30522
-    initialisation: str = "bert"
+    dropout: float
+    positions: int
+    vocabulary: int
+    initialisation: str
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
     """Which statistics batch norm uses in training; see `repair_batch_norm`."""
 
-    statistics: str = "virtual"
-    group_size: int = 16
-    momentum: float = 0.01
+    statistics: str
+    group_size: int
+    momentum: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Temperature:
     """The learned divisor of the logits: where it starts, and the bounds it is kept within."""
 
-    start: float = 1.0
-    lower: float = 0.01
-    upper: float = 10.0
+    start: float
+    lower: float
+    upper: float
 
 
 def build(preset: str) -> Align:
@@ -115,7 +115,7 @@ def build_align(
         temperature: see `Temperature`.
         preprocessing: see `align_train.records.Preprocessing`.
         projection_dim: width D of the embeddings; must be the image tower's width.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
 
     Raises:
         ValueError: an unknown or missing key, a width mismatch, or a value out of range, each with its numbers.

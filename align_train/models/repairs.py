@@ -21,8 +21,6 @@ from transformers.models.align.modeling_align import (
 
 from align_train.models.batch_norm import CrossRankBatchNorm2d, FrozenBatchNorm2d, GhostBatchNorm2d, hold_statistics
 
-STATISTICS = ("virtual", "batch", "cross_rank", "frozen")
-
 
 def repair_batch_norm(
     model: AlignModel, statistics: str = "virtual", group_size: int = 16, momentum: float = 0.01
@@ -48,9 +46,7 @@ def repair_batch_norm(
         "frozen": lambda channels, eps: FrozenBatchNorm2d(channels, None, eps, momentum),
     }
     if statistics not in makers:
-        raise ValueError(
-            f"model.batch_norm.statistics is {statistics!r}; it must be one of {', '.join(STATISTICS)}"
-        )
+        raise ValueError(f"model.batch_norm.statistics is {statistics!r}; it must be one of {', '.join(makers)}")
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
