@@ -83,6 +83,7 @@ def _quieten() -> None:
 def _share_the_machine() -> None:
     """Settings of threads, which must stand before torch is imported; the user's own stay."""
     # Threads that spin while they wait take the core from whatever they wait for: with one other busy process on two
-    # cores, 18 images/s instead of 330 (docs/log.md, 2026-11-21).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # cores a step takes seconds. Spinning briefly, then sleeping, is as fast alone (docs/log.md, 2026-11-21).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes tokenize; forked threads would hang
