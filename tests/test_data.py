@@ -35,7 +35,7 @@ from align_train.data import (
     find_shards,
     load_tokenizer,
 )
-from align_train.data.images import centre_crop, decode, pixels_of, resize
+from align_train.data.images import centre_crop, decode, pixels_of, resize, resized
 from align_train.data.pairs import Example
 from align_train.data.shards import OpenShards, Unusable
 from align_train.data.tokens import tokenize
@@ -516,7 +516,7 @@ def test_without_changes_the_resized_image_comes_out():
     content = drawn_image(3, (50, 30), "PNG")
     whole = Preprocessing(resize=20, crop=20)
     expected = np.array(resize(decode(content), 20, antialias=False))
-    assert (pixels_of(content, whole, NONE, np.random.default_rng(0)) == expected).all()
+    assert (np.array(NONE(resized(content, whole), whole.crop, np.random.default_rng(0))) == expected).all()
     assert (pixels_of(content, whole) == expected).all()
 
 
@@ -692,3 +692,13 @@ def test_metadata_does_not_disturb(make_shards):
     with tarfile.open(folder / "00000.tar") as tar:
         assert json.loads(tar.extractfile("pair-00001.json").read())["parity"] == "odd"
     assert read_all(Shard(folder / "00000.tar"))[1][2] == drawn_pair(1).caption
+
+
+def test_kept_images_are_augmented_as_if_read_again(make_shards):
+    shards = find_shards(str(make_shards(10, 4)))
+    again, kept = (TrainingPairs(shards, SMALL, FULL, seed=1, keep=keep) for keep in (0, 7))
+    for position in range(30):
+        one, other = again[position], kept[position]
+        assert (one.key, one.caption) == (other.key, other.caption)
+        assert (one.pixels == other.pixels).all()
+    assert len(kept._kept) == 7

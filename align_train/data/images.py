@@ -113,20 +113,11 @@ class Augmentation:
         return Image.fromarray(table[np.asarray(image) + np.array([0, 256, 512])])
 
 
-def pixels_of(
-    content: bytes,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation | None = None,
-    random: np.random.Generator | None = None,
-    where: str = "image",
-) -> np.ndarray:
-    """Encoded image to uint8 (crop, crop, 3): augmented with `random` in training, the central crop without.
+def resized(content: bytes, preprocessing: Preprocessing, where: str = "image") -> Image.Image:
+    """Encoded image to a square of `preprocessing.resize` pixels; Unusable as `decode`."""
+    return resize(decode(content, where), preprocessing.resize, preprocessing.antialias)
 
-    Raises:
-        Unusable: as `decode`.
-    """
-    image = resize(decode(content, where), preprocessing.resize, preprocessing.antialias)
-    if augmentation is None:
-        return np.array(centre_crop(image, preprocessing.crop))
-    assert random is not None
-    return np.array(augmentation(image, preprocessing.crop, random))
+
+def pixels_of(content: bytes, preprocessing: Preprocessing, where: str = "image") -> np.ndarray:
+    """Encoded image to the uint8 (crop, crop, 3) of evaluation, the central crop; Unusable as `decode`."""
+    return np.array(centre_crop(resized(content, preprocessing, where), preprocessing.crop))

@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BertTokenizer
 
 from align_train.batch import Batch
-from align_train.data.images import Augmentation, pixels_of
+from align_train.data.images import Augmentation, pixels_of, resized
 from align_train.data.order import Order
 from align_train.data.shards import OpenShards, Shard, Unusable
 from align_train.data.tokens import load_tokenizer, tokenize
@@ -41,6 +43,8 @@ class TrainingPairs(Dataset[Example]):
         augmentation: random changes.
         seed: of order and augmentation.
         window: shards whose rows are mixed.
+        keep: images kept in memory, decoded and resized, so that later epochs only augment them; a worker process
+            keeps its own. One takes 3 * resize^2 bytes.
     """
 
     attempts = 20
@@ -52,6 +56,7 @@ class TrainingPairs(Dataset[Example]):
         augmentation: Augmentation,
         seed: int = 0,
         window: int = 16,
+        keep: int = 0,
     ) -> None:
         self.shards = list(shards)
         self.preprocessing = preprocessing
@@ -59,6 +64,8 @@ class TrainingPairs(Dataset[Example]):
         self.seed = seed
         self.order = Order([len(shard) for shard in self.shards], seed, window)
         self._open = OpenShards(max(64, 2 * window))
+        self._keep = keep
+        self._kept: dict[tuple[Path, int], tuple[str, Image.Image, str]] = {}
 
     def __len__(self) -> int:
         return len(self.order)
@@ -82,10 +89,18 @@ class TrainingPairs(Dataset[Example]):
         )
 
     def _example(self, shard: int, row: int, random: np.random.Generator, dropped: Tally) -> Example:
-        key, image, caption = self._open.read(self.shards[shard], row)
-        where = f"{key} in {self.shards[shard].path}"
-        pixels = pixels_of(image, self.preprocessing, self.augmentation, random, where)
+        key, image, caption = self._kept.get((self.shards[shard].path, row)) or self._resized(shard, row)
+        pixels = np.array(self.augmentation(image, self.preprocessing.crop, random))
         return Example(key, pixels, caption, dropped)
+
+    def _resized(self, shard: int, row: int) -> tuple[str, Image.Image, str]:
+        """Key, decoded and resized image, and caption; kept in memory while there is room."""
+        key, content, caption = self._open.read(self.shards[shard], row)
+        path = self.shards[shard].path
+        pair = key, resized(content, self.preprocessing, f"{key} in {path}"), caption
+        if len(self._kept) < self._keep:
+            self._kept[path, row] = pair
+        return pair
 
 
 class EvaluationPairs(Dataset[Example | Tally]):

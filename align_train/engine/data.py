@@ -28,6 +28,7 @@ class PairData(L.LightningDataModule):
         shuffle_shards: shards whose pairs are mixed.
         workers: processes that decode, a rank; 0 decodes in the training process.
         seed: of order and augmentation.
+        keep_decoded: images a worker keeps in memory, decoded and resized.
 
     Raises:
         FileNotFoundError: a pattern matches no shard.
@@ -44,11 +45,12 @@ class PairData(L.LightningDataModule):
         shuffle_shards: int = 16,
         workers: int = 0,
         seed: int = 0,
+        keep_decoded: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size, self.workers = batch_size, workers
         self.preprocessing = preprocessing
-        self.pairs = TrainingPairs(_listed(train), preprocessing, augmentation, seed, shuffle_shards)
+        self.pairs = TrainingPairs(_listed(train), preprocessing, augmentation, seed, shuffle_shards, keep_decoded)
         self.validation = find_shards(validation) if validation else []
         if len(self.pairs) < batch_size:
             raise ValueError(
