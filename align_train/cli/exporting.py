@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from transformers.utils.logging import disable_progress_bar
 
 from align_train import __version__
 from align_train.distributed import rank
@@ -38,6 +39,7 @@ def export_model(
         "temperature at the end": f"{model.temperature.item():.4f}",
         "seed": recipe.seed,
     }
+    disable_progress_bar()  # of transformers, for the blink of writing and reloading
     shown = table(scores) if scores else "No exam was taken."
     difference = export_hf(model, folder, model_card(recipe.name, __version__, recipe.data_card, settings, shown))
     print(f"exported to {folder}; reloaded by transformers, embeddings differ by at most {difference:.1e}")
