@@ -168,8 +168,9 @@ def test_batch_norm_repair_keeps_the_evaluation_embedding_in_place():
             after = tower.eval().get_image_features(pixels).pooler_output
         return ((after - before).norm() / before.norm()).item()
 
-    assert 0 < moved(model) < 0.03
-    assert moved(stock) > 0.08
+    repaired, as_shipped = moved(model), moved(stock)
+    assert 0 < repaired < 0.06
+    assert as_shipped > 2 * repaired
 
 
 @pytest.mark.parametrize(

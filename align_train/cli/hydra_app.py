@@ -74,6 +74,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # the sampler begins at the trainer's step
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    # a machine that has Slurm, and a run that is no job
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
     # a resumed run goes on in its own folder
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     # lightning 2.6 beside torch 2.13: its own use of a name that torch has deprecated
