@@ -20,6 +20,12 @@ from align_train.records import Pair
 WORDS = ("red", "green", "blue", "cat", "dog", "tree", "house", "boat")
 
 
+def small_text(layers: int) -> dict[str, object]:
+    """The text node of a model for tests: narrow, without dropout, with a vocabulary of 50."""
+    sizes = {"layers": layers, "width": 32, "heads": 2, "positions": 64, "vocabulary": 50}
+    return {**sizes, "dropout": 0.0, "initialisation": "bert"}
+
+
 def drawn_image(number: int, size: tuple[int, int] = (40, 30), format: str = "JPEG") -> bytes:
     """An encoded image whose colours depend on `number`."""
     random = np.random.default_rng(number)

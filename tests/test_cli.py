@@ -77,6 +77,15 @@ def test_a_width_mismatch_names_both_numbers(capsys: pytest.CaptureFixture[str])
     assert "model.projection_dim is 64" in message
 
 
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["prepare"])
+    GlobalHydra.instance().clear()
+    code, message = fails(capsys, "train", "experiment=tiny", "trainer.accelerator=cpu", "trainer.devices=0")
+    assert code == 1
+    assert "align-train train: MisconfigurationException" in message
+    assert "Traceback" not in message
+
+
 def test_a_value_without_default_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     _, message = fails(capsys, "evaluate")
     assert "these settings have no default, give them: checkpoint=..." in message
@@ -93,7 +102,9 @@ def test_resume_repeats_the_settings_and_lets_new_ones_win(tmp_path: Path) -> No
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- experiment=tiny\n- max_steps=3\n")
     words = continued(["max_steps=5", f"resume={tmp_path}"])
-    assert words == ["experiment=tiny", "max_steps=5", f"resume={tmp_path}", f"hydra.run.dir={tmp_path}"]
+    kept = ["experiment=tiny", "max_steps=5", f"resume={tmp_path}"]
+    assert words == [*kept, f"hydra.run.dir={tmp_path}", "hydra.output_subdir=null"]
+    assert continued([f"resume={tmp_path}"]) == words  # the new settings are remembered
 
 
 def test_train_resume_evaluate_export(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import small_text
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -54,15 +55,7 @@ class Tower(nn.Module):
         super().__init__()
         self.align = build_align(
             vision={"width": 1.0, "depth": 1.0, "stochastic_depth": 0.0, "channels_last": channels_last},
-            text={
-                "layers": 1,
-                "width": 32,
-                "heads": 2,
-                "dropout": 0.0,
-                "positions": 64,
-                "vocabulary": 50,
-                "initialisation": "bert",
-            },
+            text=small_text(layers=1),
             batch_norm={"statistics": "virtual", "group_size": 16, "momentum": 0.01},
             temperature={"start": 1.0, "lower": 0.01, "upper": 10.0},
             preprocessing={"resize": 346, "crop": 289, "antialias": False, "max_tokens": 64},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import small_text
 from torch import Tensor, nn
 from transformers import AlignConfig, AlignModel
 from transformers.models.align.modeling_align import AlignTextSelfAttention
@@ -35,15 +36,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
     """All kinds of blocks in little: EfficientNet-B0's 16, 32 channels wide at the end, and two layers of BERT."""
     nodes: dict[str, Any] = {
         "vision": {"width": 0.1, "depth": 1.0, "stochastic_depth": 0.0, "channels_last": True},
-        "text": {
-            "layers": 2,
-            "width": 32,
-            "heads": 2,
-            "dropout": 0.0,
-            "positions": 64,
-            "vocabulary": 50,
-            "initialisation": "bert",
-        },
+        "text": small_text(layers=2),
         "batch_norm": {"statistics": "virtual", "group_size": 4, "momentum": 0.01},
         "temperature": {"start": 1.0, "lower": 0.01, "upper": 10.0},
         "preprocessing": {"resize": 40, "crop": 33, "antialias": False, "max_tokens": 16},

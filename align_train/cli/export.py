@@ -7,7 +7,6 @@ from omegaconf import DictConfig
 
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.models import load_model, open_data
-from align_train.engine import needs_recalibration
 from align_train.evaluation import Score
 from align_train.records import Tally
 
@@ -18,10 +17,10 @@ def export(config: DictConfig) -> None:
     if loaded.recipe is None:
         raise ValueError(f"{config.checkpoint} is a Hugging Face folder already: give a run folder or a .ckpt file")
     run = run_folder(Path(config.checkpoint))
-    if needs_recalibration(loaded.model, loaded.steps):
-        settle(loaded.model, open_data(loaded.recipe.data, loaded.model), loaded.steps)
+    model, recipe = loaded.model, loaded.recipe
+    settle(model, loaded.steps, lambda: open_data(recipe.data, model))
     folder = Path(config.folder) if config.folder else run / "hf"
-    export_model(loaded.model, loaded.recipe, folder, loaded.steps, scores_of(run, loaded.steps))
+    export_model(model, recipe, folder, loaded.steps, scores_of(run, loaded.steps))
 
 
 def run_folder(checkpoint: Path) -> Path:

@@ -1,6 +1,6 @@
 """What an export of a trained checkpoint needs: settled statistics and a card."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,18 @@ from transformers.utils.logging import disable_progress_bar
 
 from align_train import __version__
 from align_train.distributed import rank
-from align_train.engine import PairData, recalibrate_if_short
+from align_train.engine import PairData, needs_recalibration, recalibrate_on
 from align_train.evaluation import Score, table
 from align_train.hub import export_hf, model_card
 from align_train.models import Align
 
 
-def settle(model: Align, data: PairData, steps: int) -> None:
+def settle(model: Align, steps: int, open_data: Callable[[], PairData]) -> None:
     """Recalibrate batch norm where the run was too short for its running statistics, and say so."""
-    batches = recalibrate_if_short(model, data, steps)
-    if batches and rank() == 0:
+    if not needs_recalibration(model, steps):
+        return
+    batches = recalibrate_on(model, open_data())
+    if rank() == 0:
         print(f"batch-norm statistics recalibrated on {batches} batches: {steps} steps are too few to warm them up")
 
 

@@ -16,7 +16,7 @@ from align_train.cli.resuming import continued
 from align_train.shipped import config_folder
 
 # What a user can cause; everything else is a defect, and shows its traceback.
-EXPECTED = (ValueError, FileNotFoundError, FloatingPointError, OmegaConfBaseException, OSError)
+EXPECTED = (ValueError, FloatingPointError, OmegaConfBaseException, OSError)
 TRACEBACK = "ALIGN_TRAIN_TRACEBACK"
 
 
@@ -37,11 +37,8 @@ def run(verb: str, overrides: Sequence[str]) -> None:
         try:
             check_complete(config)
             function(config)
-        except InstantiationException as error:
-            cause = error.__cause__
-            if isinstance(cause, EXPECTED):
-                _fail(verb, cause)
-            raise
+        except InstantiationException as error:  # the settings do not make what they name
+            _fail(verb, error.__cause__ or error)
         except EXPECTED as error:
             _fail(verb, error)
 

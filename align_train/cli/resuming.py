@@ -5,6 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from align_train.files import atomic_write
+
 
 def continued(overrides: Sequence[str]) -> list[str]:
     """The overrides the run was started with, then the new ones; unchanged without `resume=RUN`.
@@ -24,4 +26,8 @@ def continued(overrides: Sequence[str]) -> list[str]:
             )
     before = [str(word) for word in OmegaConf.load(record)]
     words = [*before, *overrides, f"hydra.run.dir={folder}", f"resume={folder}"]
-    return list({word.partition("=")[0].lstrip("+~"): word for word in words}.values())
+    merged = list({word.partition("=")[0].lstrip("+~"): word for word in words}.values())
+    # Every rank comes by here, and reads what others write: so the record is replaced whole, and Hydra writes none.
+    with atomic_write(record) as file:
+        file.write(OmegaConf.to_yaml([word for word in merged if not word.startswith("hydra.")]).encode())
+    return [*merged, "hydra.output_subdir=null"]

@@ -1,7 +1,6 @@
 """Exams, contact sheets and result.json: the same for a run's end and for `align-train evaluate`."""
 
 import json
-import logging
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,8 +15,6 @@ from align_train.data import find_shards
 from align_train.evaluation import Retrieval, Score, contact_sheet
 from align_train.files import atomic_write
 from align_train.models import Align
-
-log = logging.getLogger(__name__)
 
 
 def take_exams(config: DictConfig, model: Align, folder: Path, device: torch.device) -> dict[str, Score]:

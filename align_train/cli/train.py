@@ -60,7 +60,7 @@ def train(config: DictConfig) -> None:
             print(f"stopped at step {trainer.global_step}; go on with: align-train train resume={folder}")
         sys.exit(130)
     module.model.to(trainer.strategy.root_device)
-    settle(module.model, data, trainer.global_step)
+    settle(module.model, trainer.global_step, lambda: data)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
     if rank() == 0:
         report(config, module.model, trainer, progress)

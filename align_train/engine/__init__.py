@@ -5,7 +5,7 @@ from align_train.engine.data import PairData
 from align_train.engine.metrics_file import MetricsFile
 from align_train.engine.module import AlignTraining
 from align_train.engine.progress import Progress
-from align_train.engine.recalibration import needs_recalibration, recalibrate_if_short
+from align_train.engine.recalibration import needs_recalibration, recalibrate_on
 from align_train.engine.stopping import StopOnNonFinite, StopOnSignal
 
 __all__ = [
@@ -20,5 +20,5 @@ __all__ = [
     "load_weights",
     "needs_recalibration",
     "read_checkpoint",
-    "recalibrate_if_short",
+    "recalibrate_on",
 ]

@@ -44,8 +44,7 @@ class Progress(L.Callback):
             file=sys.stderr if sys.stderr.isatty() else io.StringIO(),
             dynamic_ncols=sys.stderr.isatty(),
         )
-        self._said_at = time.perf_counter()
-        self._idle_since = self._measured_at = time.perf_counter()
+        self._idle_since = self._measured_at = self._said_at = time.perf_counter()
         self._pairs_measured, self._waited_measured = self.pairs, self.waited
 
     def on_train_batch_start(

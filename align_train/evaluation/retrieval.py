@@ -1,6 +1,5 @@
 """The retrieval exam: each image finds its caption among all, each caption its image."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,8 +14,6 @@ from align_train.data import evaluation_batches, find_shards
 from align_train.data.shards import Shard
 from align_train.metrics import chance_recall, retrieval_recall
 from align_train.records import Preprocessing, Tally
-
-log = logging.getLogger(__name__)
 
 
 class DualEncoder(Protocol):

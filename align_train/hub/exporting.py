@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from align_train.data.images import centre_crop, decode, resize
 from align_train.data.tokens import load_tokenizer
 from align_train.models import Align
 from align_train.records import Preprocessing
-
-log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5  # largest difference of any embedding value after a reload; float32 rounding is some 3e-7
 

@@ -124,6 +124,11 @@ class FrozenBatchNorm2d(GhostBatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+def tracking_layers(model: nn.Module) -> list[GhostBatchNorm2d]:
+    """The batch norms whose running statistics move in training."""
+    return [m for m in model.modules() if isinstance(m, GhostBatchNorm2d) and not isinstance(m, FrozenBatchNorm2d)]
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "encode_image") -> int:
     """Set the running statistics to their plain mean over `batches` of pixels, with the weights as they are.
@@ -137,7 +142,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "enco
     Raises:
         ValueError: there was no batch, and the statistics are the initial 0 and 1 now.
     """
-    layers = [m for m in model.modules() if isinstance(m, GhostBatchNorm2d) and not isinstance(m, FrozenBatchNorm2d)]
+    layers = tracking_layers(model)
     momenta, training, used = [layer.momentum for layer in layers], model.training, 0
     model.train()
     for layer in layers:
