@@ -4,6 +4,8 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 
+SAMPLE_PARTS = ("clipart", "emoji", "validation", "test_unseen_rendering", "test_unseen_concept")
+
 
 def config_folder() -> Path:
     """The folder of YAML configs: inside an installed wheel, else at the top of the checkout."""
@@ -14,6 +16,23 @@ def config_folder() -> Path:
 def sample_corpus() -> Path:
     """The shipped corpus of 11,058 pairs as one parquet file with image bytes."""
     return _PACKAGE / "corpus" / "sample" / "pairs.parquet"
+
+
+def sample_metadata_file(part: str) -> Path:
+    """The metadata of one of SAMPLE_PARTS as a parquet file in COYO's schema; its links are `package:KEY`.
+
+    `clipart` and `emoji` together are the training part.
+
+    Raises:
+        ValueError: no such part.
+        FileNotFoundError: the package is not whole.
+    """
+    if part not in SAMPLE_PARTS:
+        raise ValueError(f"the sample has no part {part}: choose one of {', '.join(SAMPLE_PARTS)}")
+    path = sample_corpus().with_name(f"{part}.parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"the sample lacks {path}: reinstall align-train, it ships this file")
+    return path
 
 
 def vocabulary() -> Path:
