@@ -24,6 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from align_train.batch import Batch
+from align_train.corpus.images import Unusable, decode
 from align_train.data import (
     Augmentation,
     Collate,
@@ -35,9 +36,9 @@ from align_train.data import (
     find_shards,
     load_tokenizer,
 )
-from align_train.data.images import centre_crop, decode, pixels_of, resize, resized
+from align_train.data.images import centre_crop, pixels_of, resize, resized
 from align_train.data.pairs import Example
-from align_train.data.shards import OpenShards, Unusable
+from align_train.data.shards import OpenShards
 from align_train.data.tokens import tokenize
 from align_train.records import Preprocessing, Tally
 

@@ -1,49 +1,14 @@
-"""Encoded images to uint8 pixels: decode, resize, crop, and change at random for training."""
+"""Decoded images to uint8 pixels: resize, crop, and change at random for training."""
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from align_train.data.shards import Unusable
+from align_train.corpus.images import WHITE, decode
 from align_train.records import Preprocessing
-
-MAX_PIXELS = 89_478_485  # Pillow's own warning level for a decompression bomb: 256 MB of RGB
-WHITE = (255, 255, 255)
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no decoder beyond these is ever tried
-
-
-def decode(content: bytes, where: str = "image") -> Image.Image:
-    """JPEG, PNG, WebP, GIF, BMP or TIFF as RGB: transparency on white, palettes and CMYK converted.
-
-    The first frame is taken of several, the high byte of 16 bits, and EXIF rotation is ignored.
-
-    Kakao's reader ignores EXIF rotation too; it drops the alpha channel, which shows whatever colour lies under
-    the transparent parts, most often black.
-
-    Raises:
-        Unusable: corrupt_image, or too_many_pixels where the header announces over 89 megapixels.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-            image: Image.Image = file
-            if image.width * image.height > MAX_PIXELS:
-                raise Unusable("too_many_pixels", f"{where} has {image.width} x {image.height}")
-            if image.mode.startswith("I;16"):  # grey levels to 65,535, which convert("RGB") would clip at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-                return image.convert("RGB")
-            layer = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", layer.size, (*WHITE, 255)), layer).convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Unusable("too_many_pixels", f"{where} ({error})") from error
-    except UnidentifiedImageError as error:
-        raise Unusable("corrupt_image", f"{where} starts with {content[:16]!r}, as no image does") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise Unusable("corrupt_image", f"{where} ({error})") from error
 
 
 def resize(image: Image.Image, size: int, antialias: bool) -> Image.Image:

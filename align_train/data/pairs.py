@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import BertTokenizer
 
 from align_train.batch import Batch
+from align_train.corpus.images import Unusable
 from align_train.data.images import Augmentation, pixels_of, resized
 from align_train.data.order import Order
-from align_train.data.shards import OpenShards, Shard, Unusable
+from align_train.data.shards import OpenShards, Shard
 from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.records import Preprocessing, Tally
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from webdataset.tariterators import base_plus_ext
 
+from align_train.corpus.images import Unusable
+
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "image"})
 
 
@@ -37,14 +39,6 @@ class Index(NamedTuple):
 
     rows: list[Row]
     whole: bool
-
-
-class Unusable(Exception):
-    """A pair that cannot be used. `reason` is the name it is counted under."""
-
-    def __init__(self, reason: str, where: str) -> None:
-        super().__init__(f"{reason}: {where}")
-        self.reason = reason
 
 
 class Shard:
