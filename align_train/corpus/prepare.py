@@ -1,63 +1,110 @@
-"""Sources to folders of shards that training reads: the shipped sample, or any pairs of one's own."""
+"""Sources to folders of shards that training reads: COYO, the shipped sample, or any pairs of one's own."""
 
-import json
 import logging
-from collections.abc import Iterable
-from hashlib import sha256
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from align_train.corpus.sample_corpus import sample_parts, unit_hash
+from align_train.corpus.fetch import FetchSettings, Job, run_job
+from align_train.corpus.fetch.summary import summarise
+from align_train.corpus.images import ImageSettings
+from align_train.corpus.phash import phash_list
+from align_train.corpus.sample_corpus import unit_hash
+from align_train.corpus.select import Resources, select
 from align_train.corpus.shards import ShardReport, ShardWriter
-from align_train.files import atomic_write
-from align_train.records import Pair, Tally
-from align_train.shipped import sample_corpus
+from align_train.records import Pair
+from align_train.shipped import SAMPLE_PARTS, sample_metadata_file
 
 log = logging.getLogger(__name__)
 
-Reports = dict[str, ShardReport]
+STEPS = ("select", "fetch", "summary")
 
 
-def prepare_sample(folder: str | Path, pairs_per_shard: int = 1000, overwrite: bool = False) -> Reports:
-    """Writes the shipped sample as FOLDER/PART/*.tar; at once done if the same shards are there already.
+class Report(Protocol):
+    """What a step did."""
 
-    Parts: `train` (clipart-*.tar and emoji-*.tar, which training samples at different rates), `validation`,
-    `test_unseen_rendering` and `test_unseen_concept`. FOLDER/sample.json, written last, says which sample it is.
+    def described(self) -> str:
+        """One line."""
+
+
+def prepare_coyo(
+    folder: str | Path,
+    metadata: str | Sequence[str],
+    rules: Mapping[str, Any],
+    steps: Sequence[str] = STEPS,
+    engine: str = "duckdb",
+    resources: Resources | None = None,
+    fetch: FetchSettings | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Report]:
+    """COYO's metadata, or any in its schema, to FOLDER/selected, FOLDER/funnel.* and FOLDER/shards/NNNNN.tar.
+
+    Stopped at any moment and started again, it goes on where it was.
+
+    Args:
+        folder: where everything goes.
+        metadata: parquet files, folders, globs or addresses; read by the step `select` alone.
+        rules: by name; see `align_train.corpus.select`.
+        steps: of select, fetch and summary, those to do.
+        engine: `duckdb` on this machine, or `spark`.
+        resources: memory, threads and spill folder of DuckDB.
+        fetch: how images are fetched.
+        dry_run: report what the rules would do on a sample of the files, and stop there.
+        overwrite: replace what was made from other metadata, by other rules, or with other settings.
+
+    Returns:
+        A report for each step done.
+    """
+    folder, reports, fetch = Path(folder), dict[str, Report](), fetch or FetchSettings()
+    if unknown := set(steps) - set(STEPS):
+        raise ValueError(f"source.steps has {sorted(unknown)[0]!r}; there are {', '.join(STEPS)}")
+    if dry_run or "select" in steps:
+        reports["dry run" if dry_run else "select"] = select(
+            metadata, folder, rules, resources, engine, dry_run, overwrite
+        )
+    if dry_run:
+        return reports
+    job = Job(folder / "selected", folder / "shards", fetch)
+    if "fetch" in steps:
+        run_job(job, overwrite)
+    if "summary" in steps or "fetch" in steps:
+        reports["fetch"] = summarise(job.shards, job.tasks, fetch.columns.url)
+    return reports
+
+
+def prepare_sample(
+    folder: str | Path, rows_per_task: int = 1000, processes: int | None = None, overwrite: bool = False
+) -> dict[str, Report]:
+    """The shipped sample, a small COYO, through the same steps: FOLDER/PART/shards/NNNNN.tar for each of its parts.
+
+    Its links point into the package, its images are stored as they are, and no rule is applied: all of them are smaller
+    than COYO's smallest.
 
     Args:
         folder: where the parts go.
-        pairs_per_shard: pairs in each shard but the last of a part.
-        overwrite: replace the shards of another sample, or of another size.
+        rows_per_task: pairs in each shard but the last of a part.
+        processes: that work at the same time; None for as many as there are cores.
+        overwrite: replace another sample, or one of another size.
 
     Returns:
-        A report for `train/clipart`, `train/emoji`, `validation`, `test_unseen_rendering`, `test_unseen_concept`.
+        A report for each of `shipped.SAMPLE_PARTS`.
     """
-    folder = Path(folder)
-    version = {"sha256": sha256(sample_corpus().read_bytes()).hexdigest(), "pairs_per_shard": pairs_per_shard}
-    marker = _marker(folder)
-    reports = _reports(folder, marker)
-    unchanged = marker.get("version") == version
-    if unchanged and _complete(reports) and not overwrite:
-        log.info("the sample is ready in %s, nothing to do", folder)
-        return reports
-    overwrite = overwrite or unchanged  # what an interrupted run left of this very sample is replaced without asking
-    parts = sample_parts()
-    writers = {
-        (part, group): ShardWriter(folder / part, f"{group}-" if group else "", pairs_per_shard, overwrite)
-        for part, group in parts
+    as_they_are = ImageSettings(mode="original", reencode=False)
+    fetch = FetchSettings(images=as_they_are, rows_per_task=rows_per_task, processes=processes)
+    return {
+        part: prepare_coyo(Path(folder) / part, str(sample_metadata_file(part)), {}, fetch=fetch, overwrite=overwrite)[
+            "fetch"
+        ]
+        for part in SAMPLE_PARTS
     }
-    # Only now, when no writer has refused the folder: from here on its shards are ours to replace.
-    _write_marker(folder, version, {})
-    with tqdm(total=sum(map(len, parts.values())), desc="sample", unit="pair", delay=3) as progress:
-        for part, pairs in parts.items():
-            for pair in pairs:
-                writers[part].add(pair)
-                progress.update()
-    reports = _closed({f"{part}/{group}" if group else part: writer for (part, group), writer in writers.items()})
-    _write_marker(folder, version, reports)
-    return reports
+
+
+def prepare_phash_list(images: str | Path, output: str | Path) -> dict[str, Report]:
+    """Perceptual hashes of a folder of images, for the rule FarFrom; see `align_train.corpus.phash.phash_list`."""
+    return {"pHash list": phash_list(images, output)}
 
 
 def prepare_dataset(
@@ -66,7 +113,7 @@ def prepare_dataset(
     validation_share: float = 0.0,
     pairs_per_shard: int = 1000,
     overwrite: bool = False,
-) -> Reports:
+) -> dict[str, ShardReport]:
     """Writes pairs of one's own, for instance of `dataset_pairs`, as FOLDER/train and FOLDER/validation in one pass.
 
     Args:
@@ -90,52 +137,10 @@ def prepare_dataset(
     return _closed(writers)
 
 
-def _closed(writers: dict[str, ShardWriter]) -> Reports:
+def _closed(writers: dict[str, ShardWriter]) -> dict[str, ShardReport]:
     reports = {name: writer.close(may_be_empty=name == "validation") for name, writer in writers.items()}
     for name, report in reports.items():
         log.info("%s: %s", name, report.described())
         if not report.shards:
             log.warning("no pair went to %s: a larger validation_share would send some there", name)
     return reports
-
-
-def _marker(folder: Path) -> dict[str, Any]:
-    path = folder / "sample.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _write_marker(folder: Path, version: dict[str, Any], reports: Reports) -> None:
-    """Which sample the folder holds; without reports: which sample is being written to it."""
-    listed = {
-        name: {
-            "shards": [path.relative_to(folder).as_posix() for path in report.shards],
-            "pairs": report.pairs,
-            "bytes": report.bytes,
-            "dropped": dict(report.dropped),
-        }
-        for name, report in reports.items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "sample.json") as file:
-        file.write(json.dumps({"version": version, "reports": listed}, indent=1).encode())
-
-
-def _reports(folder: Path, marker: dict[str, Any]) -> Reports:
-    return {
-        name: ShardReport(
-            tuple(folder / path for path in report["shards"]),
-            report["pairs"],
-            report["bytes"],
-            Tally(report["dropped"]),
-        )
-        for name, report in marker.get("reports", {}).items()
-    }
-
-
-def _complete(reports: Reports) -> bool:
-    """True if every shard and its sidecar is there and the tars have the size that was written."""
-    return bool(reports) and all(
-        all(path.is_file() and path.with_suffix(".parquet").is_file() for path in report.shards)
-        and sum(path.stat().st_size for path in report.shards) == report.bytes
-        for report in reports.values()
-    )

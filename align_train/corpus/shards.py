@@ -116,7 +116,14 @@ class ShardWriter:
         stem = self.folder / f"{self.prefix}{len(self._shards):05d}"
         tar = stem.with_name(f"{stem.name}.tar")
         with atomic_write(tar) as file:
-            rows = _write_tar(file, self._waiting)
+            writer = TarWriter(file)
+            for key, extension, pair in self._waiting:
+                writer.add(key, pair, extension)
+            writer.close()
+        rows = [
+            {"key": key, "caption": "", **_document(key, pair), "bytes": len(pair.image)}
+            for key, _, pair in self._waiting
+        ]
         size, now = tar.stat().st_size, time.monotonic()
         counts = {
             "pairs": len(rows),
@@ -170,23 +177,31 @@ def _shard_files(folder: Path, prefix: str) -> list[Path]:
     return sorted(found, key=lambda path: path.suffix != ".parquet")
 
 
-def _write_tar(file: BinaryIO, waiting: list[tuple[str, str, Pair]]) -> list[dict[str, Any]]:
-    """Writes three members for each pair; returns the rows of the sidecar."""
-    rows = []
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for key, extension, pair in waiting:
-            document = {**pair.metadata, "key": key, "caption": pair.caption}
-            _add(tar, f"{key}.{extension}", pair.image)
-            _add(tar, f"{key}.txt", pair.caption.encode())
-            _add(tar, f"{key}.json", _json(document, pair.key).encode())
-            rows.append({"key": key, "caption": pair.caption} | document | {"bytes": len(pair.image)})
-    return rows
+class TarWriter:
+    """Writes pairs into an open file, three members each; the same pairs give the same bytes.
+
+    Args:
+        file: open for writing, in binary.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 # closed by close
+
+    def add(self, key: str, pair: Pair, extension: str) -> None:
+        """Append `{key}.{extension}`, `{key}.txt` and `{key}.json`; ValueError if the metadata is not JSON."""
+        document = _json(_document(key, pair), pair.key)
+        for ending, data in ((extension, pair.image), ("txt", pair.caption.encode()), ("json", document.encode())):
+            member = tarfile.TarInfo(f"{key}.{ending}")  # time, user and group stay 0
+            member.size, member.mode = len(data), 0o444
+            self._tar.addfile(member, BytesIO(data))
+
+    def close(self) -> None:
+        """Write the end of the tar; the file stays open."""
+        self._tar.close()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # time, user and group stay 0: the same pairs give the same bytes
-    member.size, member.mode = len(data), 0o444
-    tar.addfile(member, BytesIO(data))
+def _document(key: str, pair: Pair) -> dict[str, Any]:
+    return {**pair.metadata, "key": key, "caption": pair.caption}
 
 
 def _json(value: Any, key: str) -> str:
