@@ -6,9 +6,11 @@ READY := .venv/.ready
 
 .PHONY: train test check format clean
 
-train: $(READY) ## train the sample corpus: shards, training, scores, Hugging Face folder
+train: $(READY) ## the sample corpus: prepare, train, evaluate, export
 	$(BIN)/align-train prepare
-	$(BIN)/align-train train
+	$(BIN)/align-train train exams=none export=false
+	$(BIN)/align-train evaluate checkpoint=outputs/sample
+	$(BIN)/align-train export checkpoint=outputs/sample
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest
