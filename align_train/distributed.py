@@ -3,9 +3,13 @@
 Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -67,10 +71,15 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return flag if world_size() == 1 else bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
 
 
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, in rank order; every rank must call it, with something that pickles."""
+    parts: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, value)
+    return parts
+
+
 def gather_counts(counts: dict[str, int]) -> dict[str, int]:
     """Counts by name, summed over all ranks; every rank must call it."""
-    if world_size() == 1:
-        return dict(counts)
-    parts: list[dict[str, int]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(parts, dict(counts))
+    parts = gather_objects(dict(counts))
     return {name: sum(part.get(name, 0) for part in parts) for name in {name for part in parts for name in part}}

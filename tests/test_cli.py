@@ -60,7 +60,7 @@ def test_a_planned_verb_says_so(verb: str, capsys: pytest.CaptureFixture[str]) -
 def test_missing_shards_name_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     code, message = fails(capsys, "train", "experiment=tiny")
     assert code == 1
-    assert "no shard matches 'shards/sample/train/clipart-*.tar'" in message
+    assert "no shard matches 'shards/sample/clipart/shards/*.tar'" in message
     assert "align-train prepare" in message
     assert "Traceback" not in message
 
@@ -131,11 +131,16 @@ def test_train_resume_evaluate_export(
                 f"checkpoint={source}",
                 "exams=none",
                 f"+exams.drawn={exam}",
-                f"hydra.run.dir={tmp_path / name}",
+                f"folder={tmp_path / name}",
             ]
         )
         scores[name] = json.loads((tmp_path / name / "result.json").read_text())["exams"]["drawn"]
         assert (tmp_path / name / "contact_sheet_drawn.png").is_file()
+    GlobalHydra.instance().clear()
+    main(["evaluate", f"checkpoint={tmp_path}", "exams=none", f"+exams.drawn={exam}"])  # the newest run of a folder
+    result = json.loads((run / "result.json").read_text())
+    assert result["exams"]["drawn"] == scores["checkpoint"]
+    assert result["pairs_seen"] == 6 * 16  # what training wrote is still there
     assert scores["checkpoint"]["pairs"] == 24
     assert "exam" in capsys.readouterr().out
     assert set(scores["export"]["recall"]) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}

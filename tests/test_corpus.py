@@ -1,10 +1,9 @@
-"""The sample and its split, Hugging Face datasets as pairs, and the prepare step."""
+"""Hugging Face datasets as pairs, and the prepare step."""
 
 import json
 import os
 import subprocess
 import sys
-from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +11,7 @@ import pytest
 
 from align_train.corpus.hf_dataset import dataset_pairs
 from align_train.corpus.prepare import prepare_dataset, prepare_sample
-from align_train.corpus.sample_corpus import normalised, read_sample, sample_parts
-from align_train.corpus.shards import image_format
+from align_train.corpus.sample_corpus import read_sample
 from align_train.records import Pair
 from align_train.shipped import sample_corpus
 
@@ -24,69 +22,6 @@ PARTS = {
     ("test_unseen_rendering", ""): 1850,
     ("test_unseen_concept", ""): 173,
 }
-
-
-@pytest.fixture(scope="module")
-def parts():
-    return sample_parts()
-
-
-def images(pairs):
-    return {sha256(pair.image).hexdigest() for pair in pairs}
-
-
-def captions(pairs):
-    return {normalised(pair.caption) for pair in pairs}
-
-
-def train_of(parts):
-    return parts["train", "clipart"] + parts["train", "emoji"]
-
-
-def test_sample_ships_small_and_whole():
-    assert sum(file.stat().st_size for file in sample_corpus().parent.iterdir()) <= 15e6
-    assert (sample_corpus().parent / "README.md").is_file()
-    pairs = list(read_sample())
-    assert len({pair.key for pair in pairs}) == len(pairs) == 11058
-    assert all(image_format(pair.image) == "webp" and pair.caption.strip() for pair in pairs)
-    assert all(pair.metadata["licence"] and None not in pair.metadata.values() for pair in pairs)
-    assert pairs[0].key == "openclipart-00000"
-    assert pairs[0].metadata["keywords"] == ["chemistry", "science", "apparatus", "symbols"]
-
-
-def test_missing_sample_names_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="reinstall"):
-        list(read_sample(tmp_path / "no.parquet"))
-
-
-def test_sizes_of_parts(parts):
-    assert {name: len(pairs) for name, pairs in parts.items()} == PARTS
-    readme = (sample_corpus().parent / "README.md").read_text()
-    assert all(f"{size:,}" in readme for size in PARTS.values())
-
-
-def test_what_each_part_holds(parts):
-    sources = {name: {pair.metadata["source"] for pair in pairs} for name, pairs in parts.items()}
-    assert sources["train", "clipart"] == sources["validation", ""] == {"openclipart"}
-    assert sources["train", "emoji"] == {"noto", "twemoji"}
-    assert sources["test_unseen_rendering", ""] == sources["test_unseen_concept", ""] == {"fluent3d"}
-    rendering, concept = parts["test_unseen_rendering", ""], parts["test_unseen_concept", ""]
-    assert {pair.key for pair in concept} < {pair.key for pair in rendering}
-    assert len(captions(rendering)) == len(rendering)
-
-
-def test_no_leak_into_validation(parts):
-    train, validation = train_of(parts), parts["validation", ""]
-    assert not images(train) & images(validation)
-    assert not captions(train) & captions(validation)
-
-
-def test_no_leak_into_the_tests(parts):
-    train, unseen = train_of(parts), parts["test_unseen_concept", ""]
-    concepts = {pair.metadata["concept"] for pair in unseen}
-    assert not concepts & {pair.metadata.get("concept") for pair in train}
-    assert not captions(unseen) & (captions(train) | captions(parts["validation", ""]))
-    assert not images(parts["test_unseen_rendering", ""]) & (images(train) | images(parts["validation", ""]))
 
 
 def test_prepare_sample_writes_and_then_rests(tmp_path):

@@ -9,26 +9,35 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import drawn_image
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from align_train.cli import main
+from align_train.shipped import config_folder, sample_metadata_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "data.md").read_text()
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
-    "validate_every": "1", "trainer.log_every_n_steps": "1",
+    "validate_every": "1", "trainer.log_every_n_steps": "1", "trainer.num_nodes": "1",
 }  # fmt: skip
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+def commands(text: str) -> list[list[str]]:
+    return [shlex.split(line) for block in blocks("bash", text) for line in block.replace("\\\n", " ").splitlines()]
+
+
+COMMANDS = commands(README)
 
 
 def latest_run(name: str) -> str:
@@ -42,6 +51,17 @@ def small(words: list[str]) -> list[str]:
     return list((given | {key: f"{key}={value}" for key, value in SMALL.items()}).values())
 
 
+def write_metadata(folder: Path) -> None:
+    """Two files in COYO's schema that the paper's rules keep, with links that need no network."""
+    folder.mkdir(parents=True)
+    table = pq.read_table(sample_metadata_file("clipart"))
+    for name, value in (("width", 400), ("height", 300), ("word_count", 5)):
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, name, pa.array([value] * table.num_rows, pa.int32()))
+    for number in range(2):
+        pq.write_table(table.slice(100 * number, 100), folder / f"{number:05d}.parquet")
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[str]], None]]:
     """Runs commands one after the other in one folder, as a reader would."""
@@ -52,6 +72,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list
     for n, row in enumerate(rows):
         (photos / row["file_name"]).write_bytes(drawn_image(n))
     (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_metadata(folder / "coyo" / "data")
     before, given = Path.cwd(), sys.argv
     os.chdir(folder)
 
@@ -77,7 +98,7 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
         _run_script(ROOT / words[1], words[2:])
     elif words[1] == "train" and "experiment=tiny" not in words:
         if any("shards/cc3m/" in word for word in words):
-            Path("shards/cc3m").symlink_to(Path("shards/sample/train").absolute())
+            Path("shards/cc3m").symlink_to(Path("shards/sample/clipart/shards").absolute())
         session(["train", *small(words[2:])])
     elif words[1] == "train":
         session(
@@ -94,6 +115,19 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
         session(words[1:])
 
 
+@pytest.mark.parametrize("words", [words for words in commands(GUIDE) if words[0] == "align-train"], ids=" ".join)
+def test_command_of_the_guide_composes(words: list[str], tmp_path: Path) -> None:
+    overrides = words[2:]
+    if overrides[0] == "--config-dir":
+        name = re.search(r"# my_configs/(\S+)", blocks("yaml", GUIDE)[0])
+        assert name is not None
+        (tmp_path / name[1]).parent.mkdir()
+        (tmp_path / name[1]).write_text(blocks("yaml", GUIDE)[0])
+        overrides = [f"hydra.searchpath=[file://{tmp_path}]", *overrides[2:]]
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        assert compose(words[1], overrides)
+
+
 def test_python_example(session: Callable[[list[str]], None]) -> None:
     run = latest_run("sample")
     Path("cat.png").write_bytes(drawn_image(3, format="PNG"))
@@ -103,7 +137,7 @@ def test_python_example(session: Callable[[list[str]], None]) -> None:
     assert {row["label"] for row in namespace["answer"]} == {"cat", "dog", "tree"}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README + GUIDE))
 def test_link(target: str) -> None:
     assert (ROOT / target).exists()
 

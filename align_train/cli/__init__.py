@@ -19,7 +19,7 @@ class Verb:
 
 VERBS = {
     "prepare": Verb(
-        "write tar shards that training reads, from the sample corpus or a dataset of your own",
+        "write tar shards that training reads, from the sample corpus, COYO's metadata or a dataset of your own",
         (
             "align-train prepare",
             "align-train prepare source=dataset source.pairs.path=imagefolder source.pairs.data_dir=photos "

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from align_train.cli.models import Loaded, choose_device, load_model
+from align_train.cli.models import Loaded, choose_device, is_run, load_model, newest_run
 from align_train.cli.scoring import take_exams, write_result
 from align_train.engine import needs_recalibration
 from align_train.evaluation import table
@@ -20,11 +21,13 @@ def evaluate(config: DictConfig) -> None:
     """Take the exams, print the table, write result.json and contact sheets."""
     if not config.exams:
         raise ValueError("no exam is chosen: give exams=sample, or a file of your own in --config-dir")
-    folder = Path(config.folder)
-    loaded = load_model(config.checkpoint)
-    if loaded.recipe is not None and Path(config.checkpoint).suffix == ".ckpt":
+    source = Path(newest_run(config.checkpoint))
+    folder = Path(config.folder or (source if is_run(source) else HydraConfig.get().runtime.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(str(source))
+    if loaded.recipe is not None and source.suffix == ".ckpt":
         warn_if_cold(loaded)
     scores = take_exams(config.exams, loaded.model, folder, choose_device(config.device))
-    write_result(folder, scores, {"checkpoint": str(config.checkpoint), "steps": loaded.steps})
+    write_result(folder, scores, {"checkpoint": str(source), "steps": loaded.steps})
     print(table(scores))
     print(f"result.json and contact sheets in {folder}")

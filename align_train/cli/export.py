@@ -6,17 +6,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from align_train.cli.exporting import export_model, settle
-from align_train.cli.models import load_model, open_data
+from align_train.cli.models import load_model, newest_run, open_data
 from align_train.evaluation import Score
 from align_train.records import Tally
 
 
 def export(config: DictConfig) -> None:
     """Load, settle, write, prove."""
-    loaded = load_model(config.checkpoint)
+    source = newest_run(config.checkpoint)
+    loaded = load_model(source)
     if loaded.recipe is None:
-        raise ValueError(f"{config.checkpoint} is a Hugging Face folder already: give a run folder or a .ckpt file")
-    run = run_folder(Path(config.checkpoint))
+        raise ValueError(f"{source} is a Hugging Face folder already: give a run folder or a .ckpt file")
+    run = run_folder(Path(source))
     model, recipe = loaded.model, loaded.recipe
     settle(model, loaded.steps, lambda: open_data(recipe.data, model))
     folder = Path(config.folder) if config.folder else run / "hf"

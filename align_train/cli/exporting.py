@@ -9,13 +9,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from align_train import __version__
 from align_train.distributed import rank
-from align_train.engine import PairData, needs_recalibration, recalibrate_on
+from align_train.engine import PairData, StreamData, needs_recalibration, recalibrate_on
 from align_train.evaluation import Score, table
 from align_train.hub import export_hf, model_card
 from align_train.models import Align
 
 
-def settle(model: Align, steps: int, open_data: Callable[[], PairData]) -> None:
+def settle(model: Align, steps: int, open_data: Callable[[], PairData | StreamData]) -> None:
     """Recalibrate batch norm where the run was too short for its running statistics, and say so."""
     if not needs_recalibration(model, steps):
         return

@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from align_train.engine import PairData, load_weights, read_checkpoint
+from align_train.engine import PairData, StreamData, load_weights, read_checkpoint
 from align_train.hub import load_hf
 from align_train.models import Align
 
@@ -27,13 +27,31 @@ def build_model(config: DictConfig) -> Align:
     return model
 
 
-def open_data(config: DictConfig, model: Align) -> PairData:
+def open_data(config: DictConfig, model: Align) -> PairData | StreamData:
     """The data module of a data node, for the inputs this model takes.
 
     A partial, since `instantiate` would turn the dataclass into a dictionary.
     """
-    data: PairData = instantiate(config, _partial_=True, _convert_="all")(preprocessing=model.preprocessing)
+    data: PairData | StreamData = instantiate(config, _partial_=True, _convert_="all")(
+        preprocessing=model.preprocessing
+    )
     return data
+
+
+def is_run(path: Path) -> bool:
+    """True for the folder of a run that has saved a checkpoint."""
+    return (path / "checkpoints" / "last.ckpt").is_file()
+
+
+def newest_run(source: str) -> str:
+    """The newest run below a folder of runs, such as outputs/sample; anything else as it is."""
+    folder = Path(source)
+    runs = [run for run in folder.iterdir() if is_run(run)] if folder.is_dir() and not is_run(folder) else []
+    if not runs:
+        return source
+    newest = max(runs, key=lambda run: (run / "checkpoints" / "last.ckpt").stat().st_mtime)
+    print(f"the newest of {len(runs)} runs in {folder}: {newest}")
+    return str(newest)
 
 
 def load_model(source: str) -> Loaded:

@@ -5,8 +5,11 @@ from omegaconf import DictConfig
 
 
 def prepare(config: DictConfig) -> None:
-    """Write the shards, and say what was written and what was dropped."""
+    """Do what the source says, and say what was written and what was dropped."""
+    if config.dry_run and "dry_run" not in config.source:
+        raise ValueError("dry_run=true is for source=coyo: this source has no rules to try")
     reports = instantiate(config.source, _convert_="all")
-    for part, report in reports.items():
-        print(f"{part:<24} {report.described()}")
-    print(f"shards in {config.source.folder}")
+    for name, report in reports.items():
+        print(f"{name:<24} {report.described()}")
+    if "folder" in config.source:
+        print(f"in {config.source.folder}")

@@ -30,15 +30,24 @@ def take_exams(config: DictConfig, model: Align, folder: Path, device: torch.dev
 
 
 def write_result(folder: Path, scores: Mapping[str, Score], facts: Mapping[str, Any]) -> None:
-    """RUN/result.json: the facts, the scores with what chance gives, and the software."""
+    """RUN/result.json: the facts, the scores with what chance gives, and the software.
+
+    What the file already says of the same steps stays: an evaluation adds to what training wrote.
+    """
     packages = ("align-train", "torch", "lightning", "transformers", "webdataset", "pillow")
+    path = folder / "result.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    if before.get("steps") != facts["steps"]:
+        before = {}
     result = {
+        **before,
         **facts,
-        "exams": {
+        "exams": before.get("exams", {})
+        | {
             name: {"recall": s.recall, "chance": s.chance, "pairs": s.pairs, "dropped": dict(s.dropped)}
             for name, s in scores.items()
         },
         "software": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
-    with atomic_write(folder / "result.json") as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from align_train.corpus.fetch import FetchSettings, Job, run_job
+from align_train.corpus.fetch.spark_job import run_job_on_spark
 from align_train.corpus.fetch.summary import summarise
 from align_train.corpus.images import ImageSettings
 from align_train.corpus.phash import phash_list
@@ -20,6 +21,7 @@ from align_train.shipped import SAMPLE_PARTS, sample_metadata_file
 log = logging.getLogger(__name__)
 
 STEPS = ("select", "fetch", "summary")
+RUNNERS = {"duckdb": run_job, "spark": run_job_on_spark}  # by engine
 
 
 class Report(Protocol):
@@ -61,6 +63,8 @@ def prepare_coyo(
     folder, reports, fetch = Path(folder), dict[str, Report](), fetch or FetchSettings()
     if unknown := set(steps) - set(STEPS):
         raise ValueError(f"source.steps has {sorted(unknown)[0]!r}; there are {', '.join(STEPS)}")
+    if engine not in RUNNERS:
+        raise ValueError(f"engine is {engine!r}; there are {', '.join(RUNNERS)}")
     if dry_run or "select" in steps:
         reports["dry run" if dry_run else "select"] = select(
             metadata, folder, rules, resources, engine, dry_run, overwrite
@@ -69,7 +73,7 @@ def prepare_coyo(
         return reports
     job = Job(folder / "selected", folder / "shards", fetch)
     if "fetch" in steps:
-        run_job(job, overwrite)
+        RUNNERS[engine](job, overwrite)
     if "summary" in steps or "fetch" in steps:
         reports["fetch"] = summarise(job.shards, job.tasks, fetch.columns.url)
     return reports

@@ -13,7 +13,6 @@ import tarfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -185,7 +184,7 @@ class TarWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 # closed by close
+        self._file, self._start = file, file.tell()
 
     def add(self, key: str, pair: Pair, extension: str) -> None:
         """Append `{key}.{extension}`, `{key}.txt` and `{key}.json`; ValueError if the metadata is not JSON."""
@@ -193,11 +192,16 @@ class TarWriter:
         for ending, data in ((extension, pair.image), ("txt", pair.caption.encode()), ("json", document.encode())):
             member = tarfile.TarInfo(f"{key}.{ending}")  # time, user and group stay 0
             member.size, member.mode = len(data), 0o444
-            self._tar.addfile(member, BytesIO(data))
+            # As TarFile.addfile, which copies every TarInfo three times: it took a tenth of the time of fetching.
+            plain = len(member.name) <= tarfile.LENGTH_NAME
+            self._file.write(member.tobuf(tarfile.USTAR_FORMAT if plain else tarfile.PAX_FORMAT))
+            self._file.write(data)
+            self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
 
     def close(self) -> None:
         """Write the end of the tar; the file stays open."""
-        self._tar.close()
+        self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+        self._file.write(bytes((self._start - self._file.tell()) % tarfile.RECORDSIZE))
 
 
 def _document(key: str, pair: Pair) -> dict[str, Any]:

@@ -21,15 +21,19 @@ def spark_session() -> "SparkSession":
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ValueError(f"engine=spark needs PySpark ({error}): pip install 'align-train[spark]'") from error
-    for language in ("SQL", "DataFrame"):  # these print as JSON what is raised anyway
-        logging.getLogger(f"{language}QueryContextLogger").setLevel(logging.CRITICAL)
+    for logger in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):  # print as JSON what is raised anyway
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    logging.getLogger("py4j").setLevel(logging.WARNING)
     try:
-        return SparkSession.getActiveSession() or SparkSession.builder.appName("align-train").getOrCreate()
+        session = SparkSession.getActiveSession() or SparkSession.builder.appName("align-train").getOrCreate()
     except spark_errors() as error:
         raise ValueError(
             f"Spark does not start ({reason(error)}): it needs Java 17 or later, in JAVA_HOME or on the PATH, and the "
             "cluster that spark.master or MASTER names"
         ) from error
+    if not isinstance(session, SparkSession):
+        raise ValueError("engine=spark does not work through Spark Connect: unset SPARK_REMOTE, and set spark.master")
+    return session
 
 
 def spark_errors() -> tuple[type[Exception], ...]:

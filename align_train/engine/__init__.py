@@ -7,6 +7,7 @@ from align_train.engine.module import AlignTraining
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
 from align_train.engine.stopping import StopOnNonFinite, StopOnSignal
+from align_train.engine.stream import StreamData
 
 __all__ = [
     "AlignTraining",
@@ -16,6 +17,7 @@ __all__ = [
     "Progress",
     "StopOnNonFinite",
     "StopOnSignal",
+    "StreamData",
     "check_fit",
     "load_weights",
     "needs_recalibration",

@@ -1,6 +1,6 @@
 """Downloads of many files over reused connections, while the caller works on those that have come."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from threading import Thread
 from typing import TypeVar
@@ -24,7 +24,7 @@ class Client:
     def __init__(self, limits: Limits | None = None, permissions: Permissions | None = None) -> None:
         self.limits, self.permissions = limits or Limits(), permissions or Permissions()
 
-    def downloads(self, urls: Iterable[tuple[K, str]]) -> Iterator[tuple[K, Download]]:
+    def downloads(self, urls: Iterable[tuple[K, str]]) -> Generator[tuple[K, Download], None, None]:
         """Every (key, url) once, as each finishes, with what came of it; nothing that a server does is an error.
 
         A thread of its own downloads, and goes on until `ahead_bytes` are waiting, whether or not the caller is

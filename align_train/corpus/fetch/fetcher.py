@@ -1,6 +1,7 @@
 """Links to stored images, in the order of the links: what preparing shards and training from the stream share."""
 
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -49,14 +50,15 @@ class Fetcher:
         waiting: dict[int, Fetched[K]] = {}
         wanted = 0
         numbered = (((number, key, url), url) for number, (key, url) in enumerate(rows))
-        for (number, key, url), download in Client(self.limits, self.permissions).downloads(numbered):
-            if download.reason:
-                waiting[number] = Fetched(key, None, download.reason, download.detail)
-            else:
-                waiting[number] = self._stored(key, download.content, url)
-            while wanted in waiting:
-                yield waiting.pop(wanted)
-                wanted += 1
+        with closing(Client(self.limits, self.permissions).downloads(numbered)) as downloads:
+            for (number, key, url), download in downloads:
+                if download.reason:
+                    waiting[number] = Fetched(key, None, download.reason, download.detail)
+                else:
+                    waiting[number] = self._stored(key, download.content, url)
+                while wanted in waiting:
+                    yield waiting.pop(wanted)
+                    wanted += 1
 
     def _stored(self, key: K, content: bytes, url: str) -> Fetched[K]:
         try:

@@ -1,137 +1,23 @@
 """All tasks of a selection on one machine: shared out to processes, with one progress bar."""
 
-import json
 import logging
 import os
-import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import traceback
+import warnings
+from collections.abc import Sequence
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from align_train.corpus.fetch.fetcher import Fetcher
-from align_train.corpus.fetch.slices import read_rows, selected_files, selected_rows
-from align_train.corpus.fetch.tasks import Columns, Task
-from align_train.corpus.fetch.terms import Limits, Permissions
-from align_train.corpus.images import ImageSettings
-from align_train.files import atomic_write
+from align_train.corpus.fetch.job import Job
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FetchSettings:
-    """How a selection is fetched.
-
-    Attributes:
-        limits: time, size and number of transfers of each process.
-        permissions: what may be contacted.
-        images: how images are stored.
-        columns: names of the columns that matter.
-        rows_per_task: rows of a slice; at most so many pairs go into a shard.
-        tasks: `all`, one task `7`, a range `0-99`, or `2/16`, the third of sixteen equal parts counted from 0.
-        processes: that work at the same time on this machine; None for as many as there are cores.
-        retry_failed: fetch those rows of finished tasks again that failed.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    permissions: Permissions = field(default_factory=Permissions)
-    images: ImageSettings = field(default_factory=ImageSettings)
-    columns: Columns = field(default_factory=Columns)
-    rows_per_task: int = 10_000
-    tasks: str = "all"
-    processes: int | None = None
-    retry_failed: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rows_per_task < 1:
-            raise ValueError(f"source.fetch.rows_per_task is {self.rows_per_task}; a task needs at least 1 row")
-        if self.processes is not None and self.processes < 1:
-            raise ValueError(f"source.fetch.processes is {self.processes}; give at least 1, or null for all cores")
-
-    @property
-    def fetcher(self) -> Fetcher:
-        """What gets the images."""
-        return Fetcher(self.limits, self.permissions, self.images)
-
-
-@dataclass(frozen=True)
-class Job:
-    """The tasks of one selection.
-
-    Attributes:
-        selected: folder of the selected rows, parquet files.
-        shards: folder that the shards go to.
-        settings: how they are fetched.
-    """
-
-    selected: Path
-    shards: Path
-    settings: FetchSettings = field(default_factory=FetchSettings)
-
-    @property
-    def tasks(self) -> int:
-        """Number of tasks."""
-        return -(-selected_rows(self.selected) // self.settings.rows_per_task)
-
-    def rows_of(self, index: int) -> int:
-        """How many rows task number `index` has."""
-        size = self.settings.rows_per_task
-        return min(size, selected_rows(self.selected) - index * size)
-
-    def finished(self, index: int) -> bool:
-        """True if the shard and its sidecar are there."""
-        return (self.shards / f"{index:05d}.parquet").is_file()
-
-    def task(self, index: int) -> Task:
-        """Task number `index`, with its rows read."""
-        rows = read_rows(self.selected, index * self.settings.rows_per_task, self.rows_of(index))
-        return Task(index, rows, self.shards, self.settings.fetcher, self.settings.columns)
-
-    def wanted(self) -> list[int]:
-        """Indices of the tasks that were asked for and have something left to do."""
-        asked = chosen(self.settings.tasks, self.tasks)
-        return [index for index in asked if self.settings.retry_failed or not self.finished(index)]
-
-    def run(self, index: int, tell: Callable[[str], None] = lambda reason: None) -> bool:
-        """Run a task, unless it is finished by now; False if another process is at it."""
-        retry = self.settings.retry_failed
-        return (self.finished(index) and not retry) or self.task(index).run(tell, retry)
-
-    def begin(self, overwrite: bool) -> None:
-        """Note in SHARDS/job.json what the shards are made of; ValueError if the folder holds those of another job."""
-        identity, path = self._identity(), self.shards / "job.json"
-        present = sorted(self.shards.glob("[0-9]*.*"))
-        found = json.loads(path.read_text()) if path.is_file() else {} if present else identity
-        if found != identity:
-            if not overwrite:
-                differs = ", ".join(key for key in identity if found.get(key) != identity[key])
-                raise ValueError(
-                    f"{self.shards} already holds shards of another job (other {differs}): set overwrite=true to "
-                    "replace them, or name another folder"
-                )
-            for left in sorted(present, key=lambda left: left.suffix != ".parquet"):
-                left.unlink()  # the sidecars first: without them no shard counts as finished
-        self.shards.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(identity, indent=1).encode())
-
-    def _identity(self) -> dict[str, Any]:
-        files = [[path.name, path.stat().st_size] for path in selected_files(self.selected)]
-        return {
-            "selection": files,
-            "rows_per_task": self.settings.rows_per_task,
-            "columns": asdict(self.settings.columns),
-            "images": asdict(self.settings.images),
-        }
 
 
 def run_job(job: Job, overwrite: bool = False) -> None:
@@ -147,30 +33,13 @@ def run_job(job: Job, overwrite: bool = False) -> None:
         log.info("all tasks of %s are finished, nothing to do", job.shards)
         return
     processes = min(job.settings.processes or len(os.sched_getaffinity(0)), len(wanted))
-    rows = sum(job.rows_of(index) for index in wanted)
-    with tqdm(total=rows, desc=f"fetch, {len(wanted)} tasks", unit="row", smoothing=0.05, mininterval=0.5, delay=2) as bar:
+    retry = job.settings.retry_failed  # how many rows failed, the tasks know
+    rows = None if retry else sum(job.rows_of(index) for index in wanted)
+    says = f"fetch, {len(wanted)} tasks"
+    with tqdm(total=rows, desc=says, unit="row", smoothing=0.05, mininterval=0.5, delay=2) as bar:
         elsewhere = _follow([_Worker(job, wanted[number::processes]) for number in range(processes)], bar)
     if elsewhere:
-        log.warning("%d tasks are being worked on by other processes, such as %05d", len(elsewhere), elsewhere[0])
-
-
-def chosen(tasks: str, count: int) -> range:
-    """The indices that `tasks` stands for, of `count` tasks; ValueError if it stands for none."""
-    text = str(tasks)
-    if text == "all":
-        return range(count)
-    if part := re.fullmatch(r"(\d+)/(\d+)", text):
-        number, parts = int(part[1]), int(part[2])
-        if number < parts:
-            return range(number * count // parts, (number + 1) * count // parts)
-    elif span := re.fullmatch(r"(\d+)(?:-(\d+))?", text):
-        first, last = int(span[1]), int(span[2] or span[1])
-        if first <= last < count:
-            return range(first, last + 1)
-    raise ValueError(
-        f"source.fetch.tasks is {text!r}, and there are tasks 0 to {count - 1}: write all, one number, a range such "
-        "as 0-9, or a part such as 2/16, counted from 0"
-    )
+        log.warning("%d tasks are being worked on by other processes, such as %05d", len(elsewhere), min(elsewhere))
 
 
 class _Worker:
@@ -188,6 +57,7 @@ def _work(job: Job, tasks: Sequence[int], told: Connection) -> None:
     """In the process: run the tasks; send counts by reason, and at last the tasks that others are at, or an error."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is odd in the files of others; broken ones are counted
     counts, clock, elsewhere = Tally(), time.monotonic(), []
 
     def tell(reason: str) -> None:
@@ -205,6 +75,7 @@ def _work(job: Job, tasks: Sequence[int], told: Connection) -> None:
         told.send(dict(counts))
         told.send(elsewhere)
     except Exception as error:  # noqa: BLE001 - raised again by the parent
+        error.add_note(traceback.format_exc())
         told.send(error)
 
 
@@ -231,19 +102,21 @@ def _follow(workers: Sequence[_Worker], bar: tqdm) -> list[int]:
                     running.remove(worker)
                 else:
                     reasons.update(news)
+                    bar.set_postfix_str(progress(reasons), refresh=False)
                     bar.update(sum(news.values()))
-                    bar.set_postfix_str(_progress(reasons))
         return elsewhere
     finally:
         for worker in workers:
             worker.process.terminate()
             worker.process.join()
+            worker.process.close()
+            worker.news.close()
 
 
 def _received(worker: _Worker) -> Any:
     try:
         return worker.news.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the latter in the middle of a message
         worker.process.join()
         code = worker.process.exitcode
         return OSError(
@@ -253,7 +126,7 @@ def _received(worker: _Worker) -> Any:
         )
 
 
-def _progress(reasons: Tally) -> str:
+def progress(reasons: Tally) -> str:
     """Success rate, and the most frequent reasons for failure."""
     total, came = sum(reasons.values()), reasons[""]
     failures = Tally(reasons - Tally({"": came}))

@@ -8,10 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+class _File(NamedTuple):
+    """A file as it is now: what was read of it holds until it is written anew."""
+
+    path: Path
+    modified: int  # nanoseconds
+    size: int  # bytes
+
+
 class _Group(NamedTuple):
     """A row group: its file, its number in it, and its rows among all rows of the selection."""
 
-    file: Path
+    file: _File
     number: int
     start: int
     stop: int
@@ -39,23 +47,29 @@ def read_rows(folder: Path, start: int, count: int) -> pa.Table:
         for group in _groups(folder)
         if group.start < start + count and start < group.stop
     ]
-    return pa.concat_tables(parts).combine_chunks()
+    return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+
+
+def _groups(folder: Path) -> list[_Group]:
+    return _groups_of(
+        tuple(_File(path, path.stat().st_mtime_ns, path.stat().st_size) for path in selected_files(folder))
+    )
 
 
 @lru_cache(maxsize=4)
-def _groups(folder: Path) -> list[_Group]:
+def _groups_of(files: tuple[_File, ...]) -> list[_Group]:
     groups: list[_Group] = []
     stop = 0
-    for file in selected_files(folder):
-        with pq.ParquetFile(file) as parquet:
+    for file in files:
+        with pq.ParquetFile(file.path) as parquet:
             for number in range(parquet.metadata.num_row_groups):
                 start, stop = stop, stop + parquet.metadata.row_group(number).num_rows
                 groups.append(_Group(file, number, start, stop))
-    return groups or [_Group(folder, 0, 0, 0)]
+    return groups or [_Group(files[0], 0, 0, 0)]
 
 
 @lru_cache(maxsize=1)
-def _read_group(file: Path, number: int) -> pa.Table:
+def _read_group(file: _File, number: int) -> pa.Table:
     """A row group; the last one is kept, since the next task most often begins in it."""
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(file.path) as parquet:
         return parquet.read_row_group(number)

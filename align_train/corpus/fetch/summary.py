@@ -60,14 +60,16 @@ def summarise(shards: Path, tasks: int, url_column: str = "url") -> Summary:
     seconds, failed, hosts = 0.0, Tally(), Tally()
     for sidecar in sorted(shards.glob("[0-9]*.parquet")):
         try:
-            table = pq.read_table(sidecar, columns=["reason", url_column])
+            table = pq.read_table(sidecar, columns=["reason", url_column], partitioning=None)
             counts = json.loads(sidecar.with_suffix(".json").read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{sidecar} or its .json is broken ({error}): remove both, and fetch again") from error
+            size, seconds = size + counts["bytes"], seconds + counts["seconds"]
+        except (OSError, ValueError, KeyError) as error:
+            says = " ".join(str(error).split())
+            raise ValueError(f"{sidecar} or its .json is broken ({says}): remove both, and fetch again") from error
         lost = table.filter(pc.not_equal(table["reason"], ""))
         failed.update(lost["reason"].to_pylist())
-        hosts.update(str(url).partition("://")[2].partition("/")[0] for url in lost[url_column].to_pylist())
+        urls = filter(None, lost[url_column].to_pylist())
+        hosts.update(host for url in urls if (host := str(url).partition("://")[2].partition("/")[0]))
         finished += 1
         rows, pairs = rows + table.num_rows, pairs + table.num_rows - lost.num_rows
-        size, seconds = size + sidecar.with_suffix(".tar").stat().st_size, seconds + counts["seconds"]
     return Summary(tasks, finished, rows, pairs, size, seconds, failed, hosts.most_common(5))

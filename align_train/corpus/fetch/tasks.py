@@ -4,19 +4,15 @@
     NNNNN.json     counts by reason, and seconds
     NNNNN.parquet  every row of the task, fetched or not, with status, reason, final size, bytes and SHA-256
 
-The three are written under temporary names, flushed, and renamed, the parquet last: a task with its parquet is done.
-Its staged parquet is the point of no return: if that is found after a crash, the renaming is finished, else the task
-is begun anew.
+How the three appear whole or not at all is told in `commit`.
 """
 
-import fcntl
 import json
-import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align_train.corpus.captions import clean_caption
+from align_train.corpus.fetch.commit import claimed, commit, flush, recover, room_in, staged, swept
 from align_train.corpus.fetch.fetcher import Fetched, Fetcher
 from align_train.corpus.images import StoredImage
 from align_train.corpus.shards import TarWriter, image_format, tar_key
@@ -69,6 +66,9 @@ class Task:
         folder: where its files go.
         fetcher: gets the images.
         columns: names of the columns that matter here.
+
+    Raises:
+        ValueError: one of these columns is missing.
     """
 
     index: int
@@ -76,6 +76,11 @@ class Task:
     folder: Path
     fetcher: Fetcher = field(default_factory=Fetcher)
     columns: Columns = field(default_factory=Columns)
+
+    def __post_init__(self) -> None:
+        for name, column in asdict(self.columns).items():
+            if column not in self.rows.column_names:
+                raise ValueError(f"the selected rows have no column {column!r}: set source.fetch.columns.{name}")
 
     @property
     def stem(self) -> Path:
@@ -88,28 +93,55 @@ class Task:
         Args:
             tell: called for each row with the reason why it failed, or with an empty text.
             retry: fetch those rows of a finished task again that failed.
+
+        Raises:
+            ValueError: what is there of the task is broken.
+            OSError: the disk is full, for instance; what was finished before is whole.
         """
-        with claimed(self.stem) as ours:
+        with room_in(self.folder), claimed(self.stem) as ours:
             if not ours:
                 return False
             recover(self.stem)
             finished = read_sidecar(self.stem)
             if finished is None:
-                self._write({}, tell)
+                self._write({}, 0, tell)
             elif retry and any(row["status"] != "success" for row in finished):
-                self._write({row["key"]: row for row in finished if row["status"] == "success"}, tell)
+                seconds = json.loads(self.stem.with_name(f"{self.stem.name}.json").read_text())["seconds"]
+                self._write({row["key"]: row for row in finished if row["status"] == "success"}, seconds, tell)
             return True
 
-    def _write(self, before: dict[str, Row], tell: Callable[[str], None]) -> None:
-        """Fetch all rows but those of `before`, which are taken from the shard that is there, and replace the shard."""
-        clock, reasons, sidecar = time.monotonic(), Tally(), []
-        staged = {ending: _staged(self.stem, ending) for ending in ("tar", "json", "parquet")}
-        with atomic_write(staged["tar"]) as file, _images(self.stem, before) as images:
+    def _write(self, before: dict[str, Row], seconds: float, tell: Callable[[str], None]) -> None:
+        """Replace what is there of the task. `before`: rows whose images are taken from the old shard; its seconds."""
+        clock = time.monotonic()
+        with swept(self.stem):
+            written = self._write_tar(before, tell)
+            reasons = Tally(row["reason"] for row in written if row["reason"])
+            counts = {
+                "rows": len(written),
+                "pairs": len(written) - reasons.total(),
+                "bytes": staged(self.stem, "tar").stat().st_size,
+                "reasons": reasons,
+                "seconds": round(seconds + time.monotonic() - clock, 3),
+            }
+            with atomic_write(staged(self.stem, "json")) as file:
+                file.write(json.dumps(counts).encode())
+            flush(self.folder)  # no staged parquet without the others
+            with atomic_write(staged(self.stem, "parquet")) as file:
+                pq.write_table(self._sidecar(written), file, compression="zstd")
+            commit(self.stem)
+
+    def _write_tar(self, before: dict[str, Row], tell: Callable[[str], None]) -> list[Row]:
+        """Stage the shard; what the sidecar says of each row."""
+        rows: list[Row] = []
+        with (
+            atomic_write(staged(self.stem, "tar")) as file,
+            _images(self.stem, before) as images,
+            closing(self._results(before, images)) as results,
+        ):
             writer = TarWriter(file)
-            for row, key, caption, fetched in self._results(before, images):
+            for row, key, caption, fetched in results:
                 written = _sidecar_row(key, caption, fetched)
-                sidecar.append(written)
-                reasons[written["reason"] or "success"] += 1
+                rows.append(written)
                 if fetched.image is not None:
                     known = {name: value for name, value in row.items() if value is not None}
                     sizes = {name: written[name] for name in SIZES}
@@ -118,29 +150,20 @@ class Task:
                 if key not in before:
                     tell(written["reason"])
             writer.close()
-        counts = {
-            "rows": len(sidecar),
-            "pairs": reasons["success"],
-            "bytes": staged["tar"].stat().st_size,
-            "reasons": dict(reasons - Tally({"success": reasons["success"]})),
-            "seconds": round(time.monotonic() - clock, 3),
-        }
-        with atomic_write(staged["json"]) as file:
-            file.write(json.dumps(counts).encode())
-        with atomic_write(staged["parquet"]) as file:
-            pq.write_table(self._sidecar(sidecar), file, compression="zstd")
-        recover(self.stem)
+        return rows
 
     def _results(
         self, before: dict[str, Row], images: Mapping[str, bytes]
-    ) -> Iterator[tuple[Row, str, str, Fetched[int]]]:
+    ) -> Generator[tuple[Row, str, str, Fetched[int]], None, None]:
         """Row, key, caption and result of each row, in order."""
         rows, keys = self.rows.to_pylist(), set[str]()
         known: list[tuple[str, str, Fetched[int] | None]] = []
         for number, row in enumerate(rows):
-            key, caption = tar_key(str(row[self.columns.key])), clean_caption(row[self.columns.caption] or "")
-            result = None
-            if key in keys:
+            name, caption = row[self.columns.key], clean_caption(row[self.columns.caption] or "")
+            key, result = "" if name in (None, "") else tar_key(str(name)), None
+            if not key:
+                result = Fetched(number, None, "no_key", f"row {number} of the task has no {self.columns.key}")
+            elif key in keys:
                 result = Fetched(number, None, "duplicate_key", f"{key} came before in this task")
             elif not caption:
                 result = Fetched(number, None, "empty_caption", f"{key} has no text")
@@ -192,46 +215,10 @@ def read_sidecar(stem: Path) -> list[Row] | None:
     if not path.is_file():
         return None
     try:
-        return list(pq.read_table(path, columns=list(WRITTEN)).to_pylist())
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not the sidecar of a fetched shard ({error}): remove it to fetch again") from error
-
-
-@contextmanager
-def claimed(stem: Path) -> Iterator[bool]:
-    """True if no other process on any machine is at this task; the claim ends with the block or the process.
-
-    A lock on byte number NNNNN of FOLDER/.lock (POSIX record locks: they work over NFS, and the kernel drops them when
-    a process dies).
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with (stem.parent / ".lock").open("a+b") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(stem.name))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def recover(stem: Path) -> None:
-    """Finish the renaming of a task whose staged files are complete; remove what else an interrupted one left."""
-    staged = {ending: _staged(stem, ending) for ending in ("tar", "json", "parquet")}  # in the order of renaming
-    if staged["parquet"].is_file():
-        for ending, path in staged.items():
-            if path.is_file():
-                path.replace(stem.with_name(f"{stem.name}.{ending}"))
-        folder = os.open(stem.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new names are on the disk too
-        finally:
-            os.close(folder)
-    for left in [*stem.parent.glob(f".{stem.name}.*"), *stem.parent.glob(f"..{stem.name}.*")]:
-        left.unlink()
-
-
-def _staged(stem: Path, ending: str) -> Path:
-    return stem.with_name(f".{stem.name}.{ending}.staged")
+        return list(pq.read_table(path, columns=list(WRITTEN), partitioning=None).to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        says = " ".join(str(error).split())
+        raise ValueError(f"{path} is not the sidecar of a fetched shard ({says}): remove it to fetch again") from error
 
 
 @contextmanager
@@ -240,8 +227,16 @@ def _images(stem: Path, before: Mapping[str, Row]) -> Iterator[Mapping[str, byte
     if not before:
         yield {}
         return
-    with tarfile.open(stem.with_name(f"{stem.name}.tar")) as tar:
-        yield _Images(tar)
+    path = stem.with_name(f"{stem.name}.tar")
+    with ExitStack() as stack:
+        try:
+            images = _Images(stack.enter_context(tarfile.open(path)))
+            if lost := before.keys() - images.keys():
+                raise ValueError(f"{len(lost)} images of its sidecar are not in it")
+        except (OSError, ValueError, tarfile.TarError) as error:
+            remedy = f"remove {stem.name}.parquet to fetch all of this task again"
+            raise ValueError(f"{path} is broken ({error}): {remedy}") from error
+        yield images
 
 
 class _Images(Mapping[str, bytes]):

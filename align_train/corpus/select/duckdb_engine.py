@@ -93,6 +93,8 @@ class DuckDB:
         # Looked up bit by bit: a join would mix the order of rows as soon as there are two threads.
         bits = f"SELECT bitstring_agg(_row::INTEGER, 0, {max(file.rows - 1, 0)}) FROM judged WHERE {kept}"
         self._connection.execute(f"SET VARIABLE kept = ({bits})::BIT")
+        # Else columns without a null are declared so, each file in its own way, and the files do not go together.
+        self._connection.execute("SET disabled_optimizers = 'statistics_propagation'")
         with atomic_path(output) as temporary:
             self._run(
                 f"COPY (SELECT * EXCLUDE (file_row_number) FROM {self._rows_of(file)} "
@@ -102,6 +104,7 @@ class DuckDB:
                 [file],
             )
             written = self._connection.fetchall()[0][0]
+            self._connection.execute("RESET disabled_optimizers")
             wanted = self._connection.execute(f"SELECT count(*) FROM judged WHERE {kept}").fetchall()[0][0]
             if written != wanted:
                 raise OSError(f"{file.path} changed while it was read ({written} rows, not {wanted}): start again")

@@ -81,11 +81,11 @@ def _local_matches(pattern: str) -> list[str]:
 
 
 def _remote_matches(pattern: str) -> list[str]:
-    filesystem, http = filesystem_of(pattern), pattern.startswith("http")
+    filesystem = filesystem_of(pattern)
     try:
-        if not http and filesystem.isdir(pattern):
+        if not pattern.startswith("http") and filesystem.isdir(pattern):  # HTTP has no folders
             pattern = f"{pattern.rstrip('/')}/*.parquet"
-        if "*" in pattern or (glob.has_magic(pattern) and not http):  # of HTTP, a question mark begins a query
+        if glob.has_magic(pattern):
             return sorted(filesystem.unstrip_protocol(path) for path in filesystem.glob(pattern))
     except Exception as error:
         raise OSError(f"{pattern} cannot be listed ({error}): check the address and the network") from error

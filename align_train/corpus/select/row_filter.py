@@ -12,7 +12,7 @@ from align_train.records import Tally
 
 
 class RowFilter:
-    """Keeps the rows of a batch that all rules keep; a context manager, to be used in one thread.
+    """Keeps the rows of a batch that all rules keep; a context manager, to be used by one thread at a time.
 
     Args:
         plan: rules that look at one row.
@@ -24,7 +24,7 @@ class RowFilter:
     def __enter__(self) -> "RowFilter":
         import duckdb
 
-        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection, self._checked = duckdb.connect(config={"threads": 1}), False
         for function in FUNCTIONS:
             self._connection.execute(function)
         for name, table in self.plan.given.items():
@@ -37,24 +37,48 @@ class RowFilter:
         self._connection.close()
 
     def kept(self, batch: pa.Table) -> tuple[pa.Table, Tally]:
-        """The rows that are kept, in their order, and the others counted by the first rule that drops them."""
+        """The rows that are kept, in their order, and the others counted by the first rule that drops them.
+
+        Raises:
+            ValueError: a rule does not work on these rows; it is named.
+        """
         import duckdb
 
         if not self.plan.rules or not batch.num_rows:
             return batch, Tally()
-        numbered = batch.append_column("_row", pa.array(np.arange(batch.num_rows)))
+        self._connection.register("corpus", batch.append_column("_row", pa.array(np.arange(batch.num_rows))))
+        if not self._checked:
+            self._judge_alone("LIMIT 0")
+            self._checked = True
         try:
-            self._connection.register("corpus", numbered)
             for table, (_, query) in self.plan.tables.items():
                 self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {query}")
             judged = self._connection.sql(f"{self.plan.judged('corpus', '_row')} ORDER BY _row").to_arrow_table()
         except duckdb.Error as error:
-            raise ValueError(f"the rules {', '.join(self.plan.rules)} do not work on this metadata: {error}") from error
+            self._judge_alone()
+            raise ValueError(f"the rules {', '.join(self.plan.rules)} do not work together: {error}") from error
         left, dropped = pa.array([True] * batch.num_rows), Tally()
         for i, name in enumerate(self.plan.rules):
             passes = pc.and_(left, judged[f"k{i}"])
-            count = pc.sum(left).as_py() - pc.sum(passes).as_py()
-            if count:
+            if count := pc.sum(left).as_py() - pc.sum(passes).as_py():
                 dropped[name] = count
             left = passes
         return batch.filter(left), dropped
+
+    def _judge_alone(self, limit: str = "") -> None:
+        """Let each rule judge without the others, and raise ValueError with the name of the first that fails."""
+        import duckdb
+
+        for name, made in self.plan.compiled.items():
+            if made.tables:
+                continue
+            says = f"rules.{name}, {self.plan.rules[name].described()!r},"
+            try:  # in WHERE, where what belongs to several rows is refused
+                found = self._connection.execute(f"SELECT {made.keep} FROM corpus WHERE {made.keep} {limit}")
+                kind = str(found.description[0][1])
+                found.fetchall()
+            except duckdb.Error as error:
+                reason = " ".join(str(error).split("\n\n")[0].split())
+                raise ValueError(f"{says} does not work on this metadata: {reason}") from error
+            if kind != "BOOLEAN":
+                raise ValueError(f"{says} gives {kind}, not true or false: make it a condition such as word_count > 3")

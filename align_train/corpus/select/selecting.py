@@ -165,7 +165,9 @@ def _check_identity(marker: Path, begun: Path, identity: dict[str, str], overwri
         raise ValueError(
             f"{begun.parent} holds {present[0].name}, which is not of a selection: take it away, or name another folder"
         )
-    found = json.loads(begun.read_text()) if begun.is_file() else identity
+    found = (
+        json.loads(begun.read_text()) if present else identity
+    )  # one that wrote nothing, say for a wrong rule, is none
     if found == identity:
         return
     if not overwrite:

@@ -1,0 +1,113 @@
+"""Training straight from COYO's metadata, and where it goes on after a stop."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from align_train.batch import Batch
+from align_train.corpus.stream import CoyoStream, Position
+from align_train.data import Augmentation, StreamedBatches, evaluation_batches, find_shards
+from align_train.data.stream import Share
+from align_train.distributed import gather_objects, rank, world_size
+from align_train.records import Preprocessing
+
+
+class StreamData(L.LightningDataModule):
+    """Pairs from links for training, tar shards for validation.
+
+    What a link gives changes from day to day, so the step does not say where the stream is: every batch brings the
+    position after it, and a checkpoint holds those of all ranks' workers.
+
+    Args:
+        stream: metadata, rules and fetcher.
+        batch_size: pairs a step, over all ranks together.
+        preprocessing: as the model has it.
+        augmentation: random changes of training images.
+        validation: shards to choose settings and the best checkpoint by; None for none.
+        workers: processes that fetch and decode, a rank; 0 does it in the training process.
+
+    Raises:
+        ValueError: the global batch cannot be shared out evenly, or a checkpoint is of another number of processes.
+    """
+
+    def __init__(
+        self,
+        stream: CoyoStream,
+        batch_size: int,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        validation: str | None = None,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.stream, self.batch_size, self.workers = stream, batch_size, workers
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.validation = find_shards(validation) if validation else []
+        self._taken = 0
+        self._positions: dict[int, Position] = {}
+        self._saved: dict[str, Any] = {}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """From where the checkpoint stood, else from the beginning."""
+        if self._saved:
+            self._restore()
+        return self._loader(Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Every validation pair, on every rank."""
+        return evaluation_batches(self.validation, self.preprocessing) if self.validation else []
+
+    def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
+        """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
+        loader = self._loader(Share(rank(), world_size(), max(self.workers, 1)))
+        return (batch.pixels.to(device) for batch in islice(loader, batches))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
+        """Note where the stream goes on, as a training batch is taken."""
+        if batch.position is not None:
+            part, *after = batch.position
+            self._positions[part] = Position(*after)
+            self._taken += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions of all ranks' parts; every rank must call it."""
+        positions = {part: tuple(after) for each in gather_objects(self._positions) for part, after in each.items()}
+        return {"ranks": world_size(), "workers": max(self.workers, 1), "taken": self._taken, "positions": positions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the positions until the number of ranks is known."""
+        self._saved = state_dict
+
+    def _restore(self) -> None:
+        saved, self._saved = self._saved, {}
+        now = {"ranks": world_size(), "workers": max(self.workers, 1)}
+        if any(saved[name] != number for name, number in now.items()):
+            raise ValueError(
+                f"the checkpoint's stream was shared out to {saved['ranks']} ranks of {saved['workers']} workers, now "
+                f"there are {now['ranks']} of {now['workers']}: set data.workers={saved['workers']} and use as many "
+                "devices as before; only prepared shards (data=shards) go on with another number"
+            )
+        own = range(rank() * now["workers"], (rank() + 1) * now["workers"])
+        self._taken = saved["taken"]
+        self._positions = {part: Position(*after) for part, after in saved["positions"].items() if part in own}
+
+    def _loader(self, share: Share) -> DataLoader[Batch]:
+        if self.batch_size < 1 or self.batch_size % share.ranks:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size} over all ranks, but there are {share.ranks} ranks: make it a "
+                "positive multiple of their number"
+            )
+        self.stream.check()
+        return DataLoader(
+            StreamedBatches(self.stream, share, self.preprocessing, self.augmentation, self.batch_size // share.ranks),
+            batch_size=None,  # the dataset yields batches
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=2 if self.workers else None,
+        )
