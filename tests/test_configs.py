@@ -1,6 +1,7 @@
 """Every shipped YAML composes, instantiates and is commented; what is unknown or missing is an error."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from align_train.cli.hydra_app import check_complete
+from align_train.corpus.coyo import SCHEMA
+from align_train.corpus.fetch import FetchSettings, Permissions
+from align_train.corpus.select import Resources
+from align_train.corpus.select.plan import Plan
 from align_train.data import Augmentation
 from align_train.evaluation import Retrieval
 from align_train.models import Align, build
@@ -89,7 +94,8 @@ def test_every_data_composes(name: str) -> None:
     given = ["data.train.pairs.shards=x"] if name == "shards" else []
     config = composed("train", f"data={name}", "folder=x", *given)
     assert isinstance(instantiate(config.data.augmentation), Augmentation)
-    assert instantiate(config.data, _partial_=True, _convert_="all").func.__name__ == "PairData"
+    made = instantiate(config.data, _partial_=True, _convert_="all")
+    assert made.func.__name__ == ("StreamData" if name == "coyo_stream" else "PairData")
 
 
 @pytest.mark.parametrize("name", options("source"))
@@ -97,6 +103,21 @@ def test_every_source_names_a_function(name: str) -> None:
     source = composed("prepare", f"source={name}").source
     nodes = [source, *([source.pairs] if "pairs" in source else [])]
     assert all(callable(get_method(node._target_)) for node in nodes)
+
+
+def test_settings_of_fetching_instantiate() -> None:
+    source = composed("prepare", "source=coyo", "source.folder=x", "source.metadata=y").source
+    made = instantiate(source.fetch, _convert_="all")
+    assert replace(made, permissions=Permissions()) == FetchSettings()  # each default is the same in both places
+    assert instantiate(source.resources) == Resources(spill=source.resources.spill)
+
+
+@pytest.mark.parametrize("name", options("rules"))
+def test_every_set_of_rules_instantiates(name: str, tmp_path: Path) -> None:
+    (tmp_path / "hashes.txt").write_text("0123456789abcdef\n")
+    given = [f"rules.evaluation_images.lists=[{tmp_path / 'hashes.txt'}]"] if name == "evaluation_images" else []
+    rules = instantiate(composed("prepare", f"rules=[{name}]", *given).rules, _convert_="all")
+    assert set(Plan.of(rules).columns) <= {*SCHEMA.names}
 
 
 @pytest.mark.parametrize("name", options("experiment"))

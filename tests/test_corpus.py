@@ -12,49 +12,47 @@ import pytest
 from align_train.corpus.hf_dataset import dataset_pairs
 from align_train.corpus.prepare import prepare_dataset, prepare_sample
 from align_train.corpus.sample_corpus import read_sample
+from align_train.data.shards import Shard
 from align_train.records import Pair
 from align_train.shipped import sample_corpus
 
-PARTS = {
-    ("train", "clipart"): 4869,
-    ("train", "emoji"): 3450,
-    ("validation", ""): 497,
-    ("test_unseen_rendering", ""): 1850,
-    ("test_unseen_concept", ""): 173,
-}
+PARTS = {"clipart": 4869, "emoji": 3450, "validation": 497, "test_unseen_rendering": 1850, "test_unseen_concept": 173}
 
 
 def test_prepare_sample_writes_and_then_rests(tmp_path):
     reports = prepare_sample(tmp_path)
-    assert {name: report.pairs for name, report in reports.items()} == {
-        "/".join(filter(None, name)): size for name, size in PARTS.items()
-    }
-    assert not any(report.dropped for report in reports.values())
-    assert [path.name for path in reports["train/emoji"].shards] == [f"emoji-0000{n}.tar" for n in range(4)]
-    assert [path.name for path in reports["train/clipart"].shards] == [f"clipart-0000{n}.tar" for n in range(5)]
-    assert reports["validation"].shards == (tmp_path / "validation" / "00000.tar",)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert {name: report.pairs for name, report in reports.items()} == PARTS
+    assert not any(report.failed for report in reports.values())
+    assert [report.tasks for report in reports.values()] == [5, 4, 1, 2, 1]
+    sample = {pair.key: pair for pair in read_sample()}
+    shard = Shard(tmp_path / "emoji" / "shards" / "00003.tar")
+    rows = pq.read_table(tmp_path / "emoji" / "shards" / "00003.parquet").to_pylist()
+    assert len(shard) == 450
+    for number, row in enumerate(rows):
+        pair = sample[row["url"].removeprefix("package:")]
+        assert shard.read(number) == (str(row["id"]), pair.image, pair.caption)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.name != ".lock"}
     assert prepare_sample(tmp_path) == reports
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert times == {path: path.stat().st_mtime_ns for path in times}
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
-    lost = reports["train/emoji"].shards[2]
-    lost.unlink()
+    (tmp_path / "emoji" / "shards" / "00002.tar").unlink()
     prepare_sample(tmp_path)  # finishes what is damaged, to the same bytes
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
     with pytest.raises(ValueError, match="overwrite=true"):
-        prepare_sample(tmp_path, pairs_per_shard=5000)
-    assert prepare_sample(tmp_path) == reports  # the refusal changed nothing
-    assert len(prepare_sample(tmp_path, pairs_per_shard=5000, overwrite=True)["train/emoji"].shards) == 1
+        prepare_sample(tmp_path, rows_per_task=5000)
+    assert prepare_sample(tmp_path)["emoji"].tasks == 4  # the refusal changed nothing
+    assert prepare_sample(tmp_path, rows_per_task=5000, overwrite=True)["emoji"].tasks == 1
     assert len(list(tmp_path.rglob("*.tar"))) == 5
 
 
 def test_prepare_sample_never_takes_another_folder(tmp_path):
-    (tmp_path / "validation").mkdir()
-    (tmp_path / "validation" / "00000.tar").write_bytes(b"mine")
+    theirs = tmp_path / "validation" / "shards" / "00000.tar"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"mine")
     for _ in range(2):
-        with pytest.raises(ValueError, match="already holds"):
+        with pytest.raises(ValueError, match="validation"):
             prepare_sample(tmp_path)
-    assert (tmp_path / "validation" / "00000.tar").read_bytes() == b"mine"
+    assert theirs.read_bytes() == b"mine"
 
 
 def test_prepare_dataset_splits_by_image(tmp_path):

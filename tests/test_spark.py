@@ -135,7 +135,9 @@ def crafted_rows() -> list[dict[str, Any]]:
     twice[2]["width"] = 100  # but the lowest id is too small an image
     others = [{"id": 153 + n, **again} for n in range(6)]
     near = [{"id": 160 + n, "image_phash": flipped(NEAR[1], *range(n))} for n in range(6)]
-    return [*eleven, *ten, *captions, *twice, *others, *near, {"id": 170, "text": "seldom zyx"}]
+    letters = ["seldom zyx", "once more \u0870please", "ONCE MORE PLEASE"]  # U+0870 is a letter since Unicode 14
+    words = [{"id": 170 + n, "text": text} for n, text in enumerate(letters)]
+    return [*eleven, *ten, *captions, *twice, *others, *near, *words]
 
 
 def rules(folder: Path) -> dict[str, Any]:
@@ -235,7 +237,7 @@ def test_the_same_files_are_written(both):
         ("same", [161, 162, 163, 164, 165], [160]),
         ("evaluation_images", [165], [160, 161, 162, 163, 164]),
         ("exact_duplicates", [100, 151], [150, 152]),
-        ("rare_words", [100], [170]),
+        ("rare_words", [100, 172], [170, 171]),
         ("short_side", [151], [150]),
     ],
 )

@@ -74,13 +74,13 @@ def prepare_coyo(
     job = Job(folder / "selected", folder / "shards", fetch)
     if "fetch" in steps:
         RUNNERS[engine](job, overwrite)
-    if "summary" in steps or "fetch" in steps:
+    if "summary" in steps:
         reports["fetch"] = summarise(job.shards, job.tasks, fetch.columns.url)
     return reports
 
 
 def prepare_sample(
-    folder: str | Path, rows_per_task: int = 1000, processes: int | None = None, overwrite: bool = False
+    folder: str | Path, rows_per_task: int = 1000, processes: int | None = 1, overwrite: bool = False
 ) -> dict[str, Report]:
     """The shipped sample, a small COYO, through the same steps: FOLDER/PART/shards/NNNNN.tar for each of its parts.
 
@@ -90,7 +90,7 @@ def prepare_sample(
     Args:
         folder: where the parts go.
         rows_per_task: pairs in each shard but the last of a part.
-        processes: that work at the same time; None for as many as there are cores.
+        processes: that work at the same time; None for twice as many as there are cores.
         overwrite: replace another sample, or one of another size.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any
 from align_train.corpus.fetch.commit import alone, claimed, recover, room_in, task_files
 from align_train.corpus.fetch.fetcher import Fetcher
 from align_train.corpus.fetch.slices import read_rows, selected_files, selected_rows
-from align_train.corpus.fetch.tasks import Columns, Task
+from align_train.corpus.fetch.tasks import Columns, Task, is_finished
 from align_train.corpus.fetch.terms import Limits, Permissions
 from align_train.corpus.images import ImageSettings
 from align_train.files import atomic_write
@@ -28,7 +28,8 @@ class FetchSettings:
         columns: names of the columns that matter.
         rows_per_task: rows of a slice; at most so many pairs go into a shard.
         tasks: `all`, one task `7`, a range `0-99`, or `2/16`, the third of sixteen equal parts counted from 0.
-        processes: that work at the same time on this machine; None for as many as there are cores.
+        processes: that work at the same time on this machine; None for twice as many as there are cores,
+            since a process waits for the last slow links of its task.
         retry_failed: fetch those rows of finished tasks again that failed.
     """
 
@@ -45,7 +46,9 @@ class FetchSettings:
         if self.rows_per_task < 1:
             raise ValueError(f"source.fetch.rows_per_task is {self.rows_per_task}; a task needs at least 1 row")
         if self.processes is not None and self.processes < 1:
-            raise ValueError(f"source.fetch.processes is {self.processes}; give at least 1, or null for all cores")
+            raise ValueError(
+                f"source.fetch.processes is {self.processes}; give at least 1, or null for twice the cores"
+            )
 
     @property
     def fetcher(self) -> Fetcher:
@@ -83,8 +86,8 @@ class Job:
         return min(size, self.rows - index * size)
 
     def finished(self, index: int) -> bool:
-        """True if the sidecar is there."""
-        return (self.shards / f"{index:05d}.parquet").is_file()
+        """True if the shard and its sidecar are there."""
+        return is_finished(self.shards / f"{index:05d}")
 
     def task(self, index: int) -> Task:
         """Task number `index`, with its rows read."""

@@ -175,13 +175,17 @@ class Loop(Generic[K]):
         self._queue.release(request.host)
         if answer.location:
             self._follow(request, answer.location)
-        elif answer.retry_after is None or request.attempts > self._limits.retries:
+        elif answer.retry_after is None or request.attempts > self._retries_after(answer.download.reason):
             self._deliver(request.key, answer.download)
         else:
             wait = backoff(request.url, request.attempts, self._limits.backoff_seconds)
             wait = max(wait, min(answer.retry_after, self._limits.total_seconds))
             request.again()
             heappush(self._retries, (time.monotonic() + wait, next(self._number), request))
+
+    def _retries_after(self, reason: str) -> int:
+        """A host that let one time-out pass rarely answers at the third attempt, and the others wait for it."""
+        return min(1, self._limits.retries) if reason in ("timeout", "connect_timeout") else self._limits.retries
 
     def _follow(self, request: Request[_Numbered[K]], location: str) -> None:
         if request.redirects >= self._limits.redirects:

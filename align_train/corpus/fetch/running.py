@@ -32,7 +32,7 @@ def run_job(job: Job, overwrite: bool = False) -> None:
     if not wanted:
         log.info("all tasks of %s are finished, nothing to do", job.shards)
         return
-    processes = min(job.settings.processes or len(os.sched_getaffinity(0)), len(wanted))
+    processes = min(job.settings.processes or 2 * len(os.sched_getaffinity(0)), len(wanted))
     retry = job.settings.retry_failed  # how many rows failed, the tasks know
     rows = None if retry else sum(job.rows_of(index) for index in wanted)
     says = f"fetch, {len(wanted)} tasks"

@@ -102,7 +102,7 @@ class Task:
             if not ours:
                 return False
             recover(self.stem)
-            finished = read_sidecar(self.stem)
+            finished = read_sidecar(self.stem) if is_finished(self.stem) else None
             if finished is None:
                 self._write({}, 0, tell)
             elif retry and any(row["status"] != "success" for row in finished):
@@ -209,11 +209,14 @@ def _from_before(number: int, row: Row, content: bytes) -> Fetched[int]:
     return Fetched(number, StoredImage(content, *(row[name] for name in SIZES)))
 
 
-def read_sidecar(stem: Path) -> list[Row] | None:
-    """What became of each row of a finished task, columns of WRITTEN; None if the task is not finished."""
+def is_finished(stem: Path) -> bool:
+    """True if the shard and its sidecar are there."""
+    return all(stem.with_name(f"{stem.name}.{ending}").is_file() for ending in ("tar", "parquet"))
+
+
+def read_sidecar(stem: Path) -> list[Row]:
+    """What became of each row of a finished task, columns of WRITTEN."""
     path = stem.with_name(f"{stem.name}.parquet")
-    if not path.is_file():
-        return None
     try:
         return list(pq.read_table(path, columns=list(WRITTEN), partitioning=None).to_pylist())
     except (pa.ArrowException, OSError) as error:

@@ -17,8 +17,8 @@ class Limits:
         total_seconds: of one attempt, from connecting to the last byte; a redirect begins it anew.
         max_bytes: of one file.
         redirects: followed for one file.
-        retries: further attempts after 429, 5xx, time-outs, failed connections, failed name servers and truncated
-            bodies. None after 404 and other 4xx, and none where the name has no address.
+        retries: further attempts after 429, 5xx, failed connections, failed name servers and truncated bodies, and one
+            after a time-out. None after 404 and other 4xx, and none where the name has no address.
         backoff_seconds: before the first retry, doubled for each further one, times 0.5 to 1.5 as the URL decides.
             A longer Retry-After is waited for, but never longer than `total_seconds`.
         connections: open at a time, idle ones included; and names looked up at a time.
@@ -29,7 +29,7 @@ class Limits:
     """
 
     connect_seconds: float = 5.0
-    total_seconds: float = 20.0
+    total_seconds: float = 10.0
     max_bytes: int = 20_000_000
     redirects: int = 5
     retries: int = 2
@@ -37,7 +37,7 @@ class Limits:
     connections: int = 128
     per_host: int = 16
     ahead_bytes: int = 256_000_000
-    window: int = 4096
+    window: int = 10_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
