@@ -36,13 +36,8 @@ from align_train.corpus.select.spark_sql import translated, unproven
 from align_train.corpus.spark import reason, spark_session
 from align_train.shipped import config_folder
 
-pytestmark = [
-    # PySpark 4.3 says so of pandas 3, which it is not asked to use here
-    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
-    # sockets between PySpark and its Java process, closed when they are collected
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning"),
-]
+# PySpark 4.3 says so of pandas 3, which it is not asked to use here
+pytestmark = pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning")
 
 QUICK = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # Java spends no time on what pays only for long runs
 CLUSTER = {
@@ -379,7 +374,8 @@ def test_what_goes_wrong_on_an_executor_is_raised_here(cluster, tmp_path):
     select(selection_of_files(tmp_path, 2), tmp_path, {}, resources(tmp_path))
     job = Job(tmp_path / "selected", tmp_path / "shards", FetchSettings(retry_failed=True))
     job.begin(overwrite=False)
-    (tmp_path / "shards" / "00000.parquet").write_bytes(b"no parquet")
+    for name in ("00000.tar", "00000.parquet"):
+        (tmp_path / "shards" / name).write_bytes(b"not what it should be")
     with pytest.raises(ValueError, match=r"00000\.parquet is not the sidecar of a fetched shard"):
         run_job_on_spark(job)
 

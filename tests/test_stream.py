@@ -434,7 +434,8 @@ from align_train.corpus.fetch import Fetcher
 from align_train.corpus.fetch.client import Limits, Permissions
 from align_train.corpus.stream import CoyoStream
 
-stream = CoyoStream(sys.argv[1], {"wide": "width > 200"}, Fetcher(Limits(), Permissions(files=True)), block=4)
+fetcher = Fetcher(Limits(ahead_bytes=int(sys.argv[2])), Permissions(files=True))
+stream = CoyoStream(sys.argv[1], {"wide": "width > 200"}, fetcher, block=4)
 """
 FROM_ITEMS = "items = stream.items()"
 FROM_LOADER = """
@@ -448,11 +449,18 @@ items = iter(DataLoader(batches, batch_size=None, num_workers=2))
 """
 
 
-@pytest.mark.parametrize("begin", [FROM_ITEMS, FROM_LOADER], ids=["items", "workers"])
-def test_a_script_that_takes_three_and_ends_does_end(begin: str, metadata: Callable[..., list[str]]) -> None:
-    path = metadata(40)[0]  # its addresses cost nothing, so that the thread is always busy reading
+@pytest.mark.parametrize(
+    ("begin", "ahead_bytes"),
+    [(FROM_ITEMS, 10**9), (FROM_ITEMS, 5_000), (FROM_LOADER, 10**9)],
+    ids=["busy", "waiting", "workers"],
+)
+def test_a_script_that_takes_three_and_ends_does_end(
+    begin: str, ahead_bytes: int, metadata: Callable[..., list[str]]
+) -> None:
+    """The thread that reads is in the middle of it, or waits for room."""
     code = f"{ABANDONED}{begin}\nprint(len(list(islice(items, 3))))"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, timeout=120, check=False)
+    words = [sys.executable, "-c", code, metadata(40)[0], str(ahead_bytes)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
@@ -537,17 +545,11 @@ def web_stream(web: Path) -> CoyoStream:
     return stream_of(str(web), {"short_side": "least(width, height) > 200"}, seed=1)
 
 
-def expected_drops(web: Path, workers: int, batches: int, size: int) -> Tally:
-    """What so many batches, taken from the workers in turn, have dropped by the stream's own account."""
-    dropped = Tally()
-    for part in range(workers):
-        left = size * len(range(part, batches, workers))
-        with closing(web_stream(web).items(part=part, parts=workers)) as items:
-            while left:
-                item = next(items)
-                dropped.update(item.dropped)
-                left -= item.pair is not None
-    return dropped
+def used(web: Path, pairs: int, part: int, parts: int) -> list[Item]:
+    """By the stream's own account, the items of a part up to the one that brings the last of so many pairs."""
+    items = taken(web_stream(web), 80, part=part, parts=parts)
+    brings = [number for number, item in enumerate(items, 1) if item.pair]
+    return items[: brings[pairs - 1]]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -558,22 +560,22 @@ def test_a_resumed_run_equals_one_never_stopped(
     make_shards: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    more = [f"data.workers={workers}", "model.vision.stochastic_depth=0.5"]
+    more, parts = [f"data.workers={workers}", "model.vision.stochastic_depth=0.5"], max(workers, 1)
     if workers == 1:  # shards for validation stand beside the stream, and change nothing
         more.append(f"data.validation={make_shards(24, name='validation')}/*.tar")
     whole, begun = run(web, tmp_path / "whole", *more), run(web, tmp_path / "parted", *more, "max_steps=3")
     assert len(losses(begun)) == 3
     with pytest.raises(SystemExit):
         resumed(begun, "max_steps=6", "data.workers=3")
-    told = f"to 1 ranks of {max(workers, 1)} workers, now there are 1 of 3: set data.workers={max(workers, 1)}"
+    told = f"to 1 ranks of {parts} workers, now there are 1 of 3: set data.workers={parts}"
     assert told in capsys.readouterr().err
     parted = resumed(begun, "max_steps=6", f"data.workers={workers}")
     assert losses(whole) == losses(parted)
     assert len(set(losses(whole))) == 6
     assert streams_state(whole) == streams_state(parted)
     assert streams_state(whole)["taken"] == 6
-    assert sorted(streams_state(whole)["positions"]) == list(range(max(workers, 1)))
-    dropped = expected_drops(web, max(workers, 1), 6, 8)
+    assert sorted(streams_state(whole)["positions"]) == list(range(parts))
+    dropped = added([item for part in range(parts) for item in used(web, 6 * 8 // parts, part, parts)])
     assert {"short_side", "http_404", "not_an_image"} == set(dropped)
     assert result(whole)["dropped"] == result(parted)["dropped"] == dropped
     last = [row for row in metrics(whole) if row["dropped/short_side"]][-1]
@@ -626,14 +628,10 @@ def test_two_ranks_read_parts_of_their_own_and_go_on(web: Path, tmp_path: Path) 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(rank_of_two, (web, tmp_path, port), nprocs=2)
-    dropped = Tally()
-    for number in range(2):
-        items, pairs = taken(web_stream(web), 60, part=number, parts=2), []
-        while len(pairs) < 4 * 4:  # steps, and a rank's half of the batch
-            item = items.pop(0)
-            dropped.update(item.dropped)
-            pairs += [item.pair] if item.pair else []
-        assert json.loads((tmp_path / f"keys-{number}.json").read_text()) == [pair.key for pair in pairs]
-        assert streams_state(tmp_path)["positions"][number] == item.after
-    assert result(tmp_path)["dropped"] == dropped
+    wanted = [used(web, 4 * 4, part, 2) for part in range(2)]  # steps, and a rank's half of the batch
+    for number, items in enumerate(wanted):
+        keys = json.loads((tmp_path / f"keys-{number}.json").read_text())
+        assert keys == [item.pair.key for item in items if item.pair]
+        assert streams_state(tmp_path)["positions"][number] == items[-1].after
+    assert result(tmp_path)["dropped"] == added(wanted[0] + wanted[1])
     assert len(losses(tmp_path)) == 4

@@ -92,7 +92,7 @@ def _settle_numbers(node: "sql.Expr", kinds: Mapping[str, Kind]) -> Kind | None:
     for other in others:
         _settle_numbers(other, kinds)
     if isinstance(node, sql.Column):
-        return kinds.get(node.name, "unknown")
+        return "unknown" if node.table else kinds.get(node.name, "unknown")  # `a.b`: a field of a
     if isinstance(node, sql.Literal):
         return "unknown" if node.is_string else "double" if "e" in node.name.lower() else "exact"
     if isinstance(node, sql.Length):
