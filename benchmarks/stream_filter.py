@@ -54,7 +54,7 @@ def main() -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         rules = instantiate(compose("prepare", ["rules=[align_paper_rows]"]).rules, _convert_="all")
     stream = CoyoStream(file, rules)
-    few, many = 5 * stream.block, 100 * stream.block
+    few, many = stream.block, 20 * stream.block
     assert list(kept_row_by_row(file, few)) == list(kept_by_batch(file, few, stream))
     slow, fast = [], []
     for _ in range(given.rounds):

@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 
 from align_train.cli.hydra_app import check_complete
 from align_train.corpus.coyo import SCHEMA
-from align_train.corpus.fetch import FetchSettings, Permissions
+from align_train.corpus.fetch import FetchSettings, Limits, Permissions
+from align_train.corpus.images import ImageSettings
 from align_train.corpus.select import Resources
 from align_train.corpus.select.plan import Plan
+from align_train.corpus.stream import CoyoStream
 from align_train.data import Augmentation
 from align_train.evaluation import Retrieval
 from align_train.models import Align, build
@@ -118,6 +120,17 @@ def test_every_set_of_rules_instantiates(name: str, tmp_path: Path) -> None:
     given = [f"rules.evaluation_images.lists=[{tmp_path / 'hashes.txt'}]"] if name == "evaluation_images" else []
     rules = instantiate(composed("prepare", f"rules=[{name}]", *given).rules, _convert_="all")
     assert set(Plan.of(rules).columns) <= {*SCHEMA.names}
+
+
+def test_the_stream_takes_other_rules_and_lowers_the_limits_of_its_fetcher() -> None:
+    words = ["data=coyo_stream", "folder=x", "seed=7", "rules=[align_paper_rows,watermark]"]
+    stream = instantiate(composed("train", *words).data.stream, _convert_="all")
+    assert stream == replace(CoyoStream("kakaobrain/coyo-700m", stream.rules, stream.fetcher), seed=7)
+    assert list(stream.rules) == ["short_side", "aspect", "words", "watermark"]
+    assert stream.fetcher.limits.total_seconds < Limits().total_seconds
+    assert stream.fetcher.images == ImageSettings(mode="original", reencode=False)
+    with pytest.raises(Exception, match="shared_text, texts_per_image count over the whole corpus"):
+        instantiate(composed("train", *words[:2], "rules=align_paper").data.stream, _convert_="all")
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -97,7 +97,7 @@ class CoyoStream:
     columns: Columns = field(default_factory=Columns)
     split: str = "train"
     seed: int = 0
-    block: int = 8192
+    block: int = 32_768
 
     def __post_init__(self) -> None:
         if self.block < 1:

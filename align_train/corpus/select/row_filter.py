@@ -4,7 +4,6 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from align_train.corpus.select.duckdb_engine import FUNCTIONS
 from align_train.corpus.select.plan import Plan
@@ -50,20 +49,23 @@ class RowFilter:
         if not self._checked:
             self._judge_alone("LIMIT 0")
             self._checked = True
+        verdicts = ", ".join(f"k{i}" for i in range(len(self.plan.rules)))
         try:
             for table, (_, query) in self.plan.tables.items():
                 self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} AS {query}")
-            judged = self._connection.sql(f"{self.plan.judged('corpus', '_row')} ORDER BY _row").to_arrow_table()
+            judged = f"SELECT _row, {verdicts} FROM ({self.plan.judged('corpus', '_row')})"
+            columns = self._connection.execute(judged).fetchnumpy()
         except duckdb.Error as error:
             self._judge_alone()
             raise ValueError(f"the rules {', '.join(self.plan.rules)} do not work together: {error}") from error
-        left, dropped = pa.array([True] * batch.num_rows), Tally()
+        rows, left, dropped = columns["_row"], np.ones(batch.num_rows, bool), Tally()
         for i, name in enumerate(self.plan.rules):
-            passes = pc.and_(left, judged[f"k{i}"])
-            if count := pc.sum(left).as_py() - pc.sum(passes).as_py():
+            passes = left.copy()
+            passes[rows] &= columns[f"k{i}"]  # rows come in whatever order a join leaves them
+            if count := int(left.sum() - passes.sum()):
                 dropped[name] = count
             left = passes
-        return batch.filter(left), dropped
+        return batch.filter(pa.array(left)), dropped
 
     def _judge_alone(self, limit: str = "") -> None:
         """Let each rule judge without the others, and raise ValueError with the name of the first that fails."""
