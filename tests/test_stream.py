@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice, takewhile
@@ -343,7 +342,7 @@ def test_a_consumer_that_takes_nothing_stops_the_downloads(
     stream = in_order(path, {}, Fetcher(Limits(**limits), LOCAL, AS_IT_CAME))
     with closing(stream.items()) as items:
         next(items)
-        time.sleep(0.3)  # time enough for hundreds, were they not held back
+        bad_server.pause()
         assert 2 <= bad_server.hits.total() <= most
 
 

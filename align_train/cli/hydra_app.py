@@ -58,7 +58,10 @@ def check_complete(config: DictConfig) -> None:
 def _fail(verb: str, error: BaseException) -> None:
     if os.environ.get(TRACEBACK):
         raise error
-    print(f"align-train {verb}: {type(error).__name__}: {error}", file=sys.stderr)
+    says = str(error)
+    if "Original Traceback" in says:  # from a worker process of the DataLoader, which ends with what was raised
+        says = says.rstrip().splitlines()[-1].partition(": ")[2]
+    print(f"align-train {verb}: {type(error).__name__}: {says}", file=sys.stderr)
     print(f"(set {TRACEBACK}=1 for the traceback)", file=sys.stderr)
     sys.exit(1)
 

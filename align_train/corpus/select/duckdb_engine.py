@@ -152,27 +152,11 @@ class DuckDB:
         used = _listed(self.plan.columns) or "*"
         union = " UNION ALL ".join(f"SELECT {used} FROM {self._rows_of(file)}" for file in files)
         self._run(f"CREATE VIEW corpus AS {union}", "", files)
-        self._check_rules()
+        check_rules(self._connection, self.plan)
         for table, (rule, query) in self.plan.tables.items():
             self._run(f"CREATE TEMP TABLE {table} AS {query}", f"rule {rule}", files)
         for name, made in self.plan.compiled.items():
             check_ids(name, made, lambda query: self._connection.execute(query).fetchall())
-
-    def _check_rules(self) -> None:
-        """Let DuckDB bind each rule alone, so that what is wrong is told with the rule's name."""
-        import duckdb
-
-        for name, made in self._of_one_row():
-            says = f"rules.{name}, {self.plan.rules[name].described()!r},"
-            try:  # in WHERE, where what belongs to several rows is refused
-                found = self._connection.execute(f"SELECT {made.keep} FROM corpus WHERE {made.keep} LIMIT 0")
-            except duckdb.Error as error:
-                raise ValueError(f"{says} does not work: {_reason(error)}") from error
-            if (kind := str(found.description[0][1])) != "BOOLEAN":
-                raise ValueError(f"{says} gives {kind}, not true or false: make it a condition such as word_count > 3")
-
-    def _of_one_row(self) -> list[tuple[str, Compiled]]:
-        return [(name, made) for name, made in self.plan.compiled.items() if not made.tables]
 
     def _rows_of(self, file: MetadataFile) -> str:
         """The rows of a file with their numbers; folders named `key=value` add no column."""
@@ -231,7 +215,7 @@ class DuckDB:
                 raise ValueError(
                     f"{file.path} is broken ({_reason(error)}): download it again, or leave it out"
                 ) from error
-        for name, made in self._of_one_row():
+        for name, made in _of_one_row(self.plan):
             for file in files:
                 try:
                     self._connection.execute(f"SELECT count({made.keep}) FROM {self._rows_of(file)}").fetchall()
@@ -239,6 +223,26 @@ class DuckDB:
                     raise ValueError(
                         f"rules.{name}, {self.plan.rules[name].described()!r}, fails on {file.path}: {_reason(error)}"
                     ) from error
+
+
+def check_rules(connection: Any, plan: Plan, limit: str = "LIMIT 0") -> None:
+    """Let each rule of one row judge the view `corpus` alone; ValueError naming the first that does not work."""
+    import duckdb
+
+    for name, made in _of_one_row(plan):
+        says = f"rules.{name}, {plan.rules[name].described()!r},"
+        try:  # in WHERE, where what belongs to several rows is refused
+            found = connection.execute(f"SELECT {made.keep} FROM corpus WHERE {made.keep} {limit}")
+            kind = str(found.description[0][1])
+            found.fetchall()
+        except duckdb.Error as error:
+            raise ValueError(f"{says} does not work on this metadata: {_reason(error)}") from error
+        if kind != "BOOLEAN":
+            raise ValueError(f"{says} gives {kind}, not true or false: make it a condition such as word_count > 3")
+
+
+def _of_one_row(plan: Plan) -> list[tuple[str, Compiled]]:
+    return [(name, made) for name, made in plan.compiled.items() if not made.tables]
 
 
 def check_ids(rule: str, made: Compiled, ask: Callable[[str], Sequence[Any]]) -> None:

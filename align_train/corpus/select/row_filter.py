@@ -5,7 +5,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-from align_train.corpus.select.duckdb_engine import FUNCTIONS
+from align_train.corpus.select.duckdb_engine import FUNCTIONS, check_rules
 from align_train.corpus.select.plan import Plan
 from align_train.records import Tally
 
@@ -47,7 +47,7 @@ class RowFilter:
             return batch, Tally()
         self._connection.register("corpus", batch.append_column("_row", pa.array(np.arange(batch.num_rows))))
         if not self._checked:
-            self._judge_alone("LIMIT 0")
+            check_rules(self._connection, self.plan)
             self._checked = True
         verdicts = ", ".join(f"k{i}" for i in range(len(self.plan.rules)))
         try:
@@ -56,7 +56,7 @@ class RowFilter:
             judged = f"SELECT _row, {verdicts} FROM ({self.plan.judged('corpus', '_row')})"
             columns = self._connection.execute(judged).fetchnumpy()
         except duckdb.Error as error:
-            self._judge_alone()
+            check_rules(self._connection, self.plan, limit="")
             raise ValueError(f"the rules {', '.join(self.plan.rules)} do not work together: {error}") from error
         rows, left, dropped = columns["_row"], np.ones(batch.num_rows, bool), Tally()
         for i, name in enumerate(self.plan.rules):
@@ -66,21 +66,3 @@ class RowFilter:
                 dropped[name] = count
             left = passes
         return batch.filter(pa.array(left)), dropped
-
-    def _judge_alone(self, limit: str = "") -> None:
-        """Let each rule judge without the others, and raise ValueError with the name of the first that fails."""
-        import duckdb
-
-        for name, made in self.plan.compiled.items():
-            if made.tables:
-                continue
-            says = f"rules.{name}, {self.plan.rules[name].described()!r},"
-            try:  # in WHERE, where what belongs to several rows is refused
-                found = self._connection.execute(f"SELECT {made.keep} FROM corpus WHERE {made.keep} {limit}")
-                kind = str(found.description[0][1])
-                found.fetchall()
-            except duckdb.Error as error:
-                reason = " ".join(str(error).split("\n\n")[0].split())
-                raise ValueError(f"{says} does not work on this metadata: {reason}") from error
-            if kind != "BOOLEAN":
-                raise ValueError(f"{says} gives {kind}, not true or false: make it a condition such as word_count > 3")
