@@ -10,6 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,10 @@ def start():
     started = []
 
     def begin(words, given=b""):
-        process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        # A test run in the background ignores Ctrl-C, and what it starts would too.
+        heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(words, **pipes, start_new_session=True, preexec_fn=heeding)  # noqa: PLW1509
         started.append(process)
         process.stdin.write(given)
         process.stdin.flush()

@@ -377,14 +377,19 @@ def test_an_attempt_adds_its_time(bad_server, tmp_path):
     assert 100 < json.loads(path.read_text())["seconds"] < 110
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "another"])
+def test_a_shard_that_is_gone_is_fetched_again(bad_server, tmp_path):
+    job = run_here(job_of(tmp_path, links(bad_server, "/ok/1.jpg", "/404")))
+    before = state(job)
+    (job.shards / "00000.tar").unlink()
+    assert not job.finished(0)
+    assert state(run_here(job)) == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "another"])
 def test_a_retry_needs_the_images_that_came_before(bad_server, tmp_path, damage):
     job = run_here(job_of(tmp_path, links(bad_server, "/ok/1.jpg", "/404")))
     tar = job.shards / "00000.tar"
-    if damage == "missing":
-        tar.unlink()
-    else:
-        tar.write_bytes(tar.read_bytes()[:1000] if damage == "cut" else bytes(10240))
+    tar.write_bytes(tar.read_bytes()[:1000] if damage == "cut" else bytes(10240))
     retry = job_of(tmp_path, retry_failed=True, processes=1)
     with pytest.raises(ValueError, match=r"00000\.tar is broken .*: remove 00000\.parquet to fetch all") as error:
         run_job(retry) if damage == "cut" else run_here(retry)
