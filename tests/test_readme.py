@@ -137,9 +137,15 @@ def test_python_example(session: Callable[[list[str]], None]) -> None:
     assert {row["label"] for row in namespace["answer"]} == {"cat", "dog", "tree"}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README + GUIDE))
-def test_link(target: str) -> None:
-    assert (ROOT / target).exists()
+LINK = r"\]\((?!http)([^)#]+)\)"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [ROOT / link for link in re.findall(LINK, README)] + [ROOT / "docs" / link for link in re.findall(LINK, GUIDE)],
+)
+def test_link(target: Path) -> None:
+    assert target.exists()
 
 
 def _run_script(script: Path, overrides: list[str]) -> None:
