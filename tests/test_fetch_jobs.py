@@ -1,17 +1,19 @@
 """Jobs: slices of the selection, which tasks are wanted, and whose folder it is."""
 
+import json
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 from fetching import QUICK, job_of, run_here, state
-from metadata import coyo_table, parquet, resources
+from metadata import coyo_row, coyo_table, parquet, resources
 
-from align_train.corpus.fetch import Columns, FetchSettings, Permissions, run_job
+from align_train.corpus.fetch import Columns, FetchSettings, Job, Permissions, run_job
 from align_train.corpus.fetch.job import chosen
 from align_train.corpus.fetch.slices import read_rows, selected_rows
 from align_train.corpus.images import ImageSettings
 from align_train.corpus.prepare import prepare_coyo
+from align_train.corpus.select import select
 from align_train.corpus.select.funnel import Funnel
 
 NOWHERE = "missing:"  # refused at once, without a request
@@ -158,6 +160,7 @@ def test_another_selection_is_refused(tmp_path, same_size):
     job = run_here(job_of(tmp_path, [f"{NOWHERE}1"]))
     size = (job.selected / "00000.parquet").stat().st_size
     (job.selected / "identity.json").write_text('{"rules": "others"}')
+    (job.selected.parent / "funnel.json").write_text("{}")
     if not same_size:
         job_of(tmp_path, [f"{NOWHERE}{number}" for number in range(99)])
     assert ((job.selected / "00000.parquet").stat().st_size == size) == same_size
@@ -182,3 +185,19 @@ def test_rows_without_an_image_make_an_empty_shard(tmp_path):
     job = run_here(job_of(tmp_path, [NOWHERE]))
     assert state(job)["00000.json"] == {"rows": 1, "pairs": 0, "bytes": 10240, "reasons": {"scheme": 1}}
     assert state(job)["00000.tar"] == bytes(10240)
+
+
+def test_a_selection_that_was_stopped_is_not_fetched(tmp_path):
+    parts = [parquet(tmp_path / f"{n}.parquet", [coyo_row(n)]) for n in range(2)]
+    select(parts, tmp_path / "out", {})
+    job = Job(tmp_path / "out" / "selected", tmp_path / "out" / "shards")
+    report = tmp_path / "out" / "funnel.json"
+    whole = report.read_bytes()
+    report.unlink()
+    (job.selected / "00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"selected is not complete: run the step `select`"):
+        job.begin(overwrite=False)
+    assert not job.shards.exists()
+    select(parts, tmp_path / "out", {})
+    job.begin(overwrite=False)
+    assert json.loads(report.read_bytes())["kept"] == json.loads(whole)["kept"] == 2

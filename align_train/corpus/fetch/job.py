@@ -108,9 +108,14 @@ class Job:
         """Note in SHARDS/job.json what the shards are made of, and finish what a process left when it was killed.
 
         Raises:
-            ValueError: no row is selected, or the folder holds the shards of another job.
+            ValueError: the selection is not complete or empty, or the folder holds the shards of another job.
             OSError: the disk is full.
         """
+        report = self.selected.parent / "funnel.json"  # written when the last file is selected
+        if (self.selected / "identity.json").is_file() and not report.is_file():
+            raise ValueError(
+                f"the selection in {self.selected} is not complete: run the step `select` to its end first"
+            )
         if not self.rows:
             raise ValueError(
                 f"{self.selected} has no rows, the rules dropped them all: {self.selected.parent / 'funnel.md'} says "
