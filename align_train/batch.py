@@ -18,6 +18,7 @@ class Batch:
         attention_mask: int64 (B, L), 1 where there is a token.
         keys: the pairs' names, to say which batch went wrong.
         dropped: pairs that were to be here but could not be used, by reason; others stand in their place.
+        bytes: of the encoded images and the texts that were read for it.
         position: where a stream goes on after this batch: the part of the stream, then `corpus.stream.Position`; None
             for shards, where the step says it all.
     """
@@ -27,6 +28,7 @@ class Batch:
     attention_mask: Tensor
     keys: tuple[str, ...]
     dropped: Tally = field(default_factory=Tally)
+    bytes: int = 0
     position: tuple[int, ...] | None = None
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ import simplejpeg
 from conftest import drawn_image
 from PIL import Image, ImageFile
 
-from align_train.corpus.images import ImageSettings, Unusable, decode, store_image
+from align_train.corpus.images import ImageSettings, Unusable, decode, jpeg_pixels, store_image
 from align_train.records import Tally
 
 KEEP_RATIO = ImageSettings(size=40, mode="keep_ratio")
@@ -189,6 +189,93 @@ def test_a_jpeg_below_four_times_the_size_is_read_in_full(monkeypatch):
     content = encoded(noise(150, 130), "JPEG")
     as_png = encoded(decode(content))
     assert (stored(content, ImageSettings(33)) == stored(as_png, ImageSettings(33))).all()
+
+
+@pytest.mark.parametrize("size", [(61, 47), (64, 48), (1, 1), (7, 200)])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_the_fast_decoder_reads_every_subsampling_as_pillow_does(size, subsampling):
+    pixels = np.array(noise(*size)) if size != (1, 1) else np.full((1, 1, 3), 99, np.uint8)
+    grey = subsampling == "Gray"
+    image = np.ascontiguousarray(pixels[..., :1]) if grey else pixels
+    content = simplejpeg.encode_jpeg(image, 90, "GRAY" if grey else "RGB", "444" if grey else subsampling)
+    same_as_pillow(content)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"progressive": True},
+        {"optimize": True},
+        {"quality": 10},
+        {"keep_rgb": True},
+        {"restart_marker_rows": 1},
+        {"comment": b"a comment", "icc_profile": b"profile" * 20, "dpi": (300, 300)},
+        {"exif": b"Exif\0\0nothing"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_reads_every_kind_of_jpeg_as_pillow_does(mode, options):
+    same_as_pillow(encoded(noise(61, 47).convert(mode), "JPEG", **options))
+
+
+def test_the_fast_decoder_does_not_turn_images():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    same_as_pillow(encoded(quartered(), "JPEG", exif=exif))
+
+
+def same_as_pillow(content):
+    expected = np.asarray(decode(content))
+    height, width = expected.shape[:2]
+    for colours in ("RGB", "RGBX"):
+        pixels, extent = jpeg_pixels(content, colours=colours)
+        assert pixels.shape == (height, width, len(colours))
+        assert extent == (width, height)
+        assert (pixels[..., :3] == expected).all()
+    assert (pixels[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html>",
+        b"\xff\xd8\xff",
+        drawn_image(1, format="PNG"),
+        drawn_image(1)[:-50],
+        drawn_image(1)[:30],
+        encoded(Image.new("CMYK", (8, 8)), "JPEG"),
+    ],
+    ids=["empty", "html", "three bytes", "png", "cut", "header", "cmyk"],
+)
+def test_what_the_fast_decoder_does_not_read_is_left_to_pillow(content):
+    assert jpeg_pixels(content) is None
+
+
+def test_too_many_pixels_are_not_read_by_the_fast_decoder():
+    content = bytearray(drawn_image(1))
+    struct.pack_into(">HH", content, content.index(b"\xff\xc0") + 5, 9_500, 9_500)
+    tracemalloc.start()
+    assert jpeg_pixels(bytes(content)) is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    with pytest.raises(Unusable, match="too_many_pixels"):
+        decode(bytes(content))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of broken tags
+def test_no_broken_file_looks_otherwise_to_the_fast_decoder():
+    random, read = np.random.default_rng(0), 0
+    for number in range(400):
+        content = np.frombuffer(drawn_image(number, (61, 47)), np.uint8).copy()
+        content[random.integers(2, len(content))] = random.integers(256)
+        found = jpeg_pixels(content.tobytes())
+        if found is not None:
+            read += 1
+            assert (found[0] == np.asarray(decode(content.tobytes()))).all()
+    assert read > 50
 
 
 def test_quality_is_passed_on():

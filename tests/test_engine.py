@@ -169,7 +169,7 @@ def test_dropped_pairs_reach_metrics_and_result(tiny_run: Overrides, tmp_path: P
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_run: Overrides) -> None:
-    with pytest.raises(Exception, match=r"hold 64 pairs, less than one batch \(data.batch_size=128\)"):
+    with pytest.raises(Exception, match=r"shards of pairs hold 64 pairs, and a batch takes 128"):
         run(tiny_run("run", "data.batch_size=128"))
 
 

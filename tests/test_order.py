@@ -1,126 +1,299 @@
-"""The order of training: every pair once an epoch, fixed by seed and epoch, the same for any number of ranks."""
+"""The order of pairs: fixed by seed, epoch and shard list; cut into batches and shares; gone on with anywhere."""
 
-import pickle
-from itertools import chain
+import json
+from collections import Counter
+from itertools import chain, islice, pairwise
 
 import pytest
+from conftest import drawn_pair
+from reading import NONE, batches, keys, order_of, pair_members, sources, write_tar
 
-from align_train.data.order import Order, Place
-from align_train.data.pairs import GlobalBatches
+from align_train.data import BatchPlans, OrderSettings
 
-COUNTS = [5, 0, 7, 1, 4]  # an empty shard too
-EVERY_PAIR = sorted(Place(shard, row) for shard, count in enumerate(COUNTS) for row in range(count))
-
-
-def epoch(order, number=0):
-    return [order[position] for position in range(number * len(order), (number + 1) * len(order))]
+ALL = [drawn_pair(number).key for number in range(30)]
 
 
-@pytest.mark.parametrize("window", [1, 3, 5, 100])
-@pytest.mark.parametrize("seed", range(5))
-def test_each_pair_once_an_epoch(window, seed):
-    order = Order(COUNTS, seed, window)
-    assert len(order) == 17
-    for number in range(3):
-        assert sorted(epoch(order, number)) == EVERY_PAIR
+@pytest.fixture
+def folder(make_shards):
+    """Thirty pairs in eight shards, the last of them short."""
+    return make_shards(30, 4)
 
 
-@pytest.mark.parametrize("window", [1, 3])
-def test_only_one_window_of_shards_is_read_at_a_time(window):
-    order = Order([10] * 9, 0, window)
-    places = epoch(order, 4)
-    for first in range(0, 90, 10 * window):
-        assert len({place.shard for place in places[first : first + 10 * window]}) == window
+def state_of(order):
+    """As a checkpoint gives it back."""
+    return json.loads(json.dumps(order.state))
 
 
-def test_a_window_mixes_its_shards():
-    order = Order([50, 50], 0, window=2)
-    assert len({place.shard for place in epoch(order)[:20]}) == 2
-    assert [place.row for place in epoch(Order([50], 0, 1))] != list(range(50))
+# Epochs
 
 
-def test_epochs_differ():
-    order = Order([8] * 6, 0, window=2)
-    orders = [tuple(epoch(order, number)) for number in range(4)]
-    assert len(set(orders)) == 4
-    shards = [tuple(dict.fromkeys(place.shard for place in epoch(Order([8] * 6, 0, 1), n))) for n in range(4)]
-    assert len(set(shards)) == 4  # shards move too
+@pytest.mark.parametrize("window", [1, 3, 8, 100])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("batch", [1, 7, 30])
+def test_each_pair_once_an_epoch(folder, window, seed, batch):
+    order = order_of(sources(pairs=folder), seed=seed, shuffle_shards=window)
+    found = keys(order, 210, batch)
+    for epoch in range(7):
+        assert sorted(found[30 * epoch : 30 * epoch + 30]) == ALL
 
 
-def test_windows_of_an_epoch_are_shuffled_differently():
-    rows = [place.row for place in epoch(Order([20] * 4, 0, 1))]
-    assert len({tuple(rows[first : first + 20]) for first in range(0, 80, 20)}) == 4
+def test_the_seed_alone_fixes_the_order(folder):
+    def drawn(**settings):
+        return keys(order_of(sources(pairs=folder), **settings), 60, 10)
+
+    assert drawn(seed=3) == drawn(seed=3)
+    assert drawn(seed=3) != drawn(seed=4)
+    assert drawn(seed=3)[:30] != drawn(seed=3)[30:]
+    assert drawn(seed=3) == keys(order_of(sources(pairs=f"{folder}/*.tar"), seed=3), 60, 30)
 
 
-def test_the_seed_alone_fixes_the_order():
-    assert epoch(Order(COUNTS, 3, 2), 1) == epoch(Order(list(COUNTS), 3, 2), 1)
-    assert epoch(Order(COUNTS, 3, 2), 1) != epoch(Order(COUNTS, 4, 2), 1)
+def test_only_one_window_of_shards_is_read_at_a_time(folder):
+    found = [ALL.index(key) // 4 for key in keys(order_of(sources(pairs=folder), shuffle_shards=2), 30)]
+    windows, start = [], 0
+    while start < 30:
+        shards = set(found[start : start + 5])
+        size = sum(found.count(shard) for shard in shards)
+        assert len(shards) == 2
+        assert set(found[start : start + size]) == shards
+        windows.append(shards)
+        start += size
+    assert len(windows) == 4
 
 
-def test_any_position_at_once():
-    order = Order(COUNTS, 1, 2)
-    whole = [order[position] for position in range(100)]
-    backwards = Order(COUNTS, 1, 2)
-    assert [backwards[position] for position in reversed(range(100))] == whole[::-1]
-    assert Order(COUNTS, 1, 2)[17 * 10**6] == Order(COUNTS, 1, 2)[17 * 10**6]
+def test_a_window_mixes_its_shards(folder):
+    found = [ALL.index(key) // 4 for key in keys(order_of(sources(pairs=folder), shuffle_shards=8), 30)]
+    assert sum(one != other for one, other in pairwise(found)) > 15
 
 
-def test_a_shard_listed_twice_comes_twice():
-    paths = ["a", "b", "a"]
-    counts = {"a": 3, "b": 2}
-    seen = [(paths[place.shard], place.row) for place in epoch(Order([counts[path] for path in paths], 0, 2))]
-    assert sorted(seen) == sorted([("a", row) for row in range(3)] * 2 + [("b", row) for row in range(2)])
+def test_a_shard_listed_twice_comes_twice(folder):
+    found = keys(order_of(sources(pairs={"shards": str(folder), "repeat": 2})), 60)
+    assert Counter(found) == dict.fromkeys(ALL, 2)
 
 
-def test_pickling_leaves_the_caches_behind():
-    order = Order([100_000], 5, 2)
-    before = pickle.dumps(order)
-    places = [order[position] for position in range(50)]
-    assert order._rows.cache_info().currsize == 1  # a window of 100,000 rows is in memory now
-    after = pickle.dumps(order)
-    assert after == before
-    assert len(after) < 1000
-    copy = pickle.loads(after)  # noqa: S301
-    assert [copy[position] for position in range(50)] == places
-    assert copy._rows is not order._rows
+def test_dropping_the_end_of_an_epoch_counts_it(folder):
+    order = order_of(sources(pairs=folder), epoch_end="drop", shuffle_shards=3)
+    for _ in range(3):
+        epoch, dropped = [], []
+        for _ in range(3):
+            taken, lost = order.take(9)
+            epoch += [window[pair].key for window, pair in taken]
+            dropped.append(lost["epoch_tail"])
+        assert len(set(epoch)) == 27
+        assert dropped == ([3, 0, 0] if order.state["cursors"]["pairs"][0] else [0, 0, 0])
 
 
-def test_a_window_is_shuffled_once_and_few_are_kept():
-    order = Order([10] * 12, 0, 2)
-    epoch(order)
-    assert order._rows.cache_info().misses == 6
-    assert order._rows.cache_info().currsize == 2
-    assert order._epoch.cache_info().misses == 1
+def test_carrying_over_mixes_epochs_in_one_batch_and_loses_nothing(folder):
+    order = order_of(sources(pairs=folder))
+    assert sorted(keys(order, 90, 9)) == sorted(ALL * 3)
 
 
-def test_no_pair_and_no_window_are_errors():
-    with pytest.raises(ValueError, match="the 2 shards hold no pair"):
-        Order([0, 0], 0)
-    with pytest.raises(ValueError, match="the 0 shards hold no pair"):
-        Order([], 0)
-    with pytest.raises(ValueError, match=r"data\.shuffle_shards is 0"):
-        Order([1], 0, 0)
+def test_a_batch_larger_than_an_epoch_is_an_error(folder):
+    with pytest.raises(ValueError, match=r"shards of pairs hold 30 pairs, and a batch takes 31 of them"):
+        order_of(sources(pairs=folder)).take(31)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
-def test_any_number_of_ranks_covers_the_same_batches(world_size):
-    ranks = [list(GlobalBatches(12, 2, 5, rank, world_size)) for rank in range(world_size)]
-    shares = list(zip(*ranks, strict=True))
-    assert len(shares) == 3
-    for step, parts in zip(range(2, 5), shares, strict=True):
-        assert {len(part) for part in parts} == {12 // world_size}
-        assert list(chain(*parts)) == list(range(step * 12, step * 12 + 12))
+def test_shards_without_a_pair_are_an_error(tmp_path):
+    empty, texts = write_tar(tmp_path / "a.tar", []), write_tar(tmp_path / "b.tar", [("x.txt", b"x")])
+    order = order_of(sources(pairs={"shards": [str(empty), str(texts)]}))
+    with pytest.raises(ValueError, match=r"the 2 shards of pairs hold no pair \(left out: no_image 1\)"):
+        order.take(1)
 
 
-def test_a_start_in_the_middle_is_the_tail_of_the_whole():
-    whole = list(GlobalBatches(6, 0, 7, 1, 3))
-    assert list(GlobalBatches(6, 4, 7, 1, 3)) == whole[4:]
-    assert len(GlobalBatches(6, 4, 7, 1, 3)) == 3
-    assert len(GlobalBatches(6, 7, 7)) == len(GlobalBatches(6, 9, 7)) == 0
-    assert list(GlobalBatches(6, 9, 7)) == []
+# Going on
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+@pytest.mark.parametrize("step", range(0, 11, 2))
+def test_it_goes_on_where_it_stood(folder, window, step):
+    whole = keys(order_of(sources(pairs=folder), shuffle_shards=window), 77, 7)
+    order = order_of(sources(pairs=folder), shuffle_shards=window)
+    begun = keys(order, 7 * step, 7) if step else []
+    resumed = order_of(sources(pairs=folder), state_of(order), shuffle_shards=window)
+    assert begun + keys(resumed, 77 - 7 * step, 7) == whole
+
+
+def test_another_batch_size_goes_on_too(folder):
+    order = order_of(sources(pairs=folder), shuffle_shards=3)
+    begun = keys(order, 14, 7)
+    assert sorted(begun + keys(order_of(sources(pairs=folder), state_of(order), shuffle_shards=3), 16, 4)) == ALL
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 0), (2, 1)), ((2, 1), (1, 2)), ((3, 0), (2, 2)), ((2, 0), (6, 0))])
+def test_another_number_of_ranks_and_workers_sees_each_pair_once(folder, before, after):
+    """The position is that of the last batch used, not of the last one read ahead."""
+    read = sources(pairs=folder)
+
+    def part(ranks, workers, start, stop, state=None):
+        found = []
+        for rank in range(ranks):
+            made = batches(
+                read, batch_size=6, start=start, steps=5, workers=workers, rank=rank, world_size=ranks, state=state,
+                augmentation=NONE, shuffle_shards=3,
+            )  # fmt: skip
+            found += [key for batch in islice(made, stop - start) for key in batch.keys]
+        return found
+
+    order = order_of(read, seed=1, shuffle_shards=3)
+    plans = BatchPlans(order, 6, 0, 5)
+    list(plans)  # all are read ahead
+    state = json.loads(json.dumps(plans.state_at(2)))
+    assert sorted(part(*before, 0, 2) + part(*after, 2, 5, state)) == ALL
+
+
+def test_other_shards_are_refused_or_begin_the_next_epoch(folder, make_shards):
+    order = order_of(sources(pairs=folder))
+    keys(order, 12)
+    more = {"shards": [str(folder), str(make_shards(4, 4, "more", first=30))]}
+    with pytest.raises(ValueError, match=r"shards was \{'pairs': \[8, .*now .*\[9, .*on_change=next_epoch"):
+        order_of(sources(pairs=more), state_of(order))
+    with pytest.raises(ValueError, match="seed was 0, now 5"):
+        order_of(sources(pairs=folder), state_of(order), seed=5)
+    resumed = order_of(sources(pairs=more), state_of(order), on_change="next_epoch")
+    assert sorted(keys(resumed, 34)) == sorted([*ALL, *(drawn_pair(30 + n).key for n in range(4))])
+    assert resumed.drawn == 46
+    assert resumed.state["epochs"]["pairs"] == 2
+
+
+def test_a_corpus_that_was_moved_is_the_same(folder):
+    whole = keys(order_of(sources(pairs=folder)), 24, 6)
+    order = order_of(sources(pairs=folder))
+    keys(order, 12, 6)
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    assert keys(order_of(sources(pairs=elsewhere), state_of(order)), 12, 6) == whole[12:]
+
+
+def test_epochs_are_counted(folder):
+    order = order_of(sources(pairs=folder), shuffle_shards=2)
+    assert order.state["epochs"] == {"pairs": 0.0}
+    before = 0.0
+    for _ in range(6):
+        order.take(10)
+        assert before < order.state["epochs"]["pairs"] < before + 0.45
+        before = order.state["epochs"]["pairs"]
+    assert order.state["epochs"]["pairs"] == 2.0
+
+
+# Several sources
+
+
+@pytest.fixture
+def mixed(folder, make_shards):
+    """Thirty pairs and ten others, three of which to one."""
+    other = make_shards(10, 4, "other", first=100)
+    return sources(big={"shards": str(folder), "weight": 3}, small={"shards": str(other), "weight": 1.0})
+
+
+def is_small(key):
+    return int(key[-5:]) >= 100
+
+
+def test_sources_without_weights_are_one_sequence(folder, make_shards):
+    other = make_shards(10, 4, "other", first=100)
+    order = order_of(sources(big=folder, small=other))
+    assert sorted(keys(order, 40, 8)) == sorted(ALL + [drawn_pair(100 + n).key for n in range(10)])
+    assert list(order.state["cursors"]) == ["big+small"]
+
+
+def test_weights_fix_the_shares_and_each_source_has_its_epochs(mixed):
+    order = order_of(mixed)
+    found = keys(order, 4000, 20)
+    small = [key for key in found if is_small(key)]
+    big = [key for key in found if not is_small(key)]
+    assert len(small) / 4000 == pytest.approx(0.25, abs=0.03)  # four standard errors
+    for part, names in ((big, ALL), (small, [drawn_pair(100 + n).key for n in range(10)])):
+        epochs = [part[start : start + len(names)] for start in range(0, len(part), len(names))]
+        assert all(sorted(epoch) == names for epoch in epochs[:-1])
+        assert epochs[0] != epochs[1]
+    assert order.state["epochs"]["small"] == pytest.approx(len(small) / 10, abs=0.5)
+
+
+@pytest.mark.parametrize("step", [1, 5, 11])
+def test_a_mixture_goes_on_where_it_stood(mixed, step):
+    whole = keys(order_of(mixed), 240, 20)
+    order = order_of(mixed)
+    begun = keys(order, 20 * step, 20)
+    assert begun + keys(order_of(mixed, state_of(order)), 240 - 20 * step, 10) == whole
+
+
+def test_a_source_too_small_for_its_share_is_named(folder, make_shards):
+    other = make_shards(2, 4, "other", first=100)
+    read = sources(big={"shards": str(folder), "weight": 1}, small={"shards": str(other), "weight": 1})
+    with pytest.raises(ValueError, match=r"shards of small hold 2 pairs, and a batch takes \d+ of them.*the weight"):
+        keys(order_of(read), 80, 20)
+
+
+def test_with_replacement_shards_are_drawn_anew(folder):
+    settings = {"replacement": True, "shuffle_shards": 2}
+    found = keys(order_of(sources(pairs=folder), **settings), 400, 8)
+    assert len(set(found)) == 30
+    assert max(Counter(found[:30]).values()) > 1
+    begun = order_of(sources(pairs=folder), **settings)
+    first = keys(begun, 200, 8)
+    assert first + keys(
+        order_of(sources(pairs=folder), state_of(begun), replacement=True, shuffle_shards=2), 200, 8
+    ) == (found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shuffle_shards": 0}, r"data\.order\.shuffle_shards is 0"),
+        ({"samples_per_epoch": 0}, r"data\.order\.samples_per_epoch is 0"),
+        ({"epoch_end": "cut"}, r"data\.order\.epoch_end is 'cut': choose carry_over or drop"),
+        ({"on_change": "ignore"}, r"data\.order\.on_change is 'ignore': choose refuse or next_epoch"),
+    ],
+)
+def test_wrong_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        OrderSettings(**settings)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_any_number_of_ranks_covers_the_same_batches(folder, world_size):
+    def plans(rank, ranks):
+        return [
+            [place.key for place in plan.places]
+            for plan in BatchPlans(order_of(sources(pairs=folder)), 6, 0, 10, rank, ranks)
+        ]
+
+    parts = [plans(rank, world_size) for rank in range(world_size)]
+    assert [list(chain(*shares)) for shares in zip(*parts, strict=True)] == plans(0, 1)
+
+
+def test_fewer_shards_than_ranks_and_workers(tmp_path):
+    """One shard, four ranks, two workers each: no rank starves, and the epochs go on."""
+    path = write_tar(tmp_path / "a.tar", [member for n in range(6) for member in pair_members(n)])
+    parts = [
+        [b.keys for b in batches(sources(pairs=path), batch_size=4, steps=6, workers=2, rank=r, world_size=4)]
+        for r in range(4)
+    ]
+    assert [len(part) for part in parts] == [6] * 4
+    found = [key for step in zip(*parts, strict=True) for share in step for key in share]
+    assert Counter(found) == dict.fromkeys((drawn_pair(n).key for n in range(6)), 4)
+
+
+def test_spares_are_not_of_the_batch(folder):
+    for plan in BatchPlans(order_of(sources(pairs=folder)), 6, 0, 4):
+        assert plan.spares
+        assert {place.key for place in plan.spares}.isdisjoint(place.key for place in plan.places)
+
+
+def test_what_is_left_out_is_counted_once(tmp_path):
+    members = [member for n in range(6) for member in pair_members(n)]
+    path = write_tar(tmp_path / "a.tar", [*members, ("lonely.txt", b"no image")])
+    parts = [list(BatchPlans(order_of(sources(pairs=path)), 4, 0, 3, rank, 2)) for rank in range(2)]
+    assert [plan.dropped["no_image"] for plan in parts[0]] == [1, 1, 0]  # as the first and the second epoch begin
+    assert not any(plan.dropped for plan in parts[1])
+    plans = BatchPlans(order_of(sources(pairs=path)), 4, 0, 3)
+    list(plans)
+    rest = BatchPlans(order_of(sources(pairs=path), plans.state_at(1)), 4, 1, 3)
+    assert [plan.dropped["no_image"] for plan in rest] == [1, 0]
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(10, 4), (3, 4), (0, 1), (-4, 2)])
-def test_uneven_shares_are_an_error(batch_size, world_size):
-    with pytest.raises(ValueError, match=rf"batch_size is {batch_size} .*{world_size} ranks"):
-        GlobalBatches(batch_size, 0, 1, 0, world_size)
+def test_uneven_shares_are_an_error(folder, batch_size, world_size):
+    with pytest.raises(ValueError, match=rf"data\.batch_size is {batch_size} .* {world_size} ranks"):
+        BatchPlans(order_of(sources(pairs=folder)), batch_size, 0, 1, 0, world_size)

@@ -88,11 +88,8 @@ def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progres
         "seed": config.seed,
         "steps": steps,
         "batch_size": config.data.batch_size,
-        "pairs_seen": progress.pairs,
-        "training_seconds": progress.seconds,
-        "images_per_second": progress.pairs / progress.seconds if progress.seconds else None,
-        "data_wait_share": progress.waited / progress.seconds if progress.seconds else None,
-        "dropped": dict(progress.dropped),
+        **progress.facts(),
+        **trainer.datamodule.facts(),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     print(table(scores) if scores else "no exam was asked for")

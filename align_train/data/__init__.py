@@ -1,20 +1,35 @@
 """Shards to batches."""
 
+from align_train.data.batches import BatchPlan, BatchPlans
+from align_train.data.cache import Cache
 from align_train.data.images import Augmentation
-from align_train.data.pairs import Collate, EvaluationPairs, GlobalBatches, TrainingPairs, evaluation_batches
+from align_train.data.loading import Loader, Reading
+from align_train.data.opening import Opener
+from align_train.data.order import Order, OrderSettings
+from align_train.data.pairs import Collate, EvaluationPairs, PairReader, evaluation_batches
 from align_train.data.shards import Shard, find_shards
+from align_train.data.sources import Source, read_sources
 from align_train.data.stream import StreamedBatches
 from align_train.data.tokens import load_tokenizer
 
 __all__ = [
     "Augmentation",
+    "BatchPlan",
+    "BatchPlans",
+    "Cache",
     "Collate",
     "EvaluationPairs",
-    "GlobalBatches",
+    "Loader",
+    "Opener",
+    "Order",
+    "OrderSettings",
+    "PairReader",
+    "Reading",
     "Shard",
+    "Source",
     "StreamedBatches",
-    "TrainingPairs",
     "evaluation_batches",
     "find_shards",
     "load_tokenizer",
+    "read_sources",
 ]

@@ -1,21 +1,21 @@
-"""Shards to batches: datasets that PyTorch's DataLoader reads, and the collation."""
+"""Plans to batches: pairs are read, decoded, changed at random and tokenized."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import BertTokenizer
 
 from align_train.batch import Batch
 from align_train.corpus.images import Unusable
-from align_train.data.images import Augmentation, pixels_of, resized
-from align_train.data.order import Order
-from align_train.data.shards import OpenShards, Shard
+from align_train.data.batches import BatchPlan
+from align_train.data.images import Augmentation, pixels_of, resized, training_pixels
+from align_train.data.shards import OpenFiles, PairFiles, Place, Shard, all_places
+from align_train.data.sources import Source
 from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.records import Preprocessing, Tally
 
@@ -24,93 +24,116 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One decoded pair: uint8 pixels (H, W, 3), and what was dropped on the way to it."""
+    """One decoded pair: uint8 pixels (H, W, 3), what was dropped on the way to it, and the bytes that it took."""
 
     key: str
     pixels: np.ndarray
     caption: str
     dropped: Tally = field(default_factory=Tally)
+    bytes: int = 0
 
 
-class TrainingPairs(Dataset[Example]):
-    """Augmented pairs by position in an endless order.
+class PairReader(Dataset[Batch]):
+    """A plan to a batch of augmented pairs. A pickled or copied reader opens its own files.
 
-    A pair that cannot be used is counted by reason, and another of the same epoch, drawn from seed and position,
-    stands in its place: batches stay full and equal on all ranks.
+    A pair that cannot be used is counted by reason, and another of the same window stands in its place: batches stay
+    full and equal on all ranks.
 
     Args:
-        shards: what to read; a shard listed twice is seen twice an epoch.
+        sources: what the plans' numbers of shards count.
         preprocessing: sizes, as the model has them.
         augmentation: random changes.
-        seed: of order and augmentation.
-        window: shards whose rows are mixed.
-        keep: images kept in memory, decoded and resized, so that later epochs only augment them; a worker process
-            keeps its own. One takes 3 * resize^2 bytes.
+        seed: of captions and augmentation.
+        keep: images kept in memory, decoded and resized, so that later epochs only augment them; each process keeps its
+            own. One takes 3 * resize^2 bytes.
+        scaled: read JPEG at 1/2, 1/4 or 1/8 where that still is as large as needed.
     """
 
     attempts = 20
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        sources: Sequence[Source],
         preprocessing: Preprocessing,
         augmentation: Augmentation,
         seed: int = 0,
-        window: int = 16,
         keep: int = 0,
+        scaled: bool = True,
     ) -> None:
-        self.shards = list(shards)
-        self.preprocessing = preprocessing
-        self.augmentation = augmentation
-        self.seed = seed
-        self.order = Order([len(shard) for shard in self.shards], seed, window)
-        self._open = OpenShards(max(64, 2 * window))
+        self.shards = [shard for source in sources for shard in source.shards]
+        self._captions = [source.captions for source in sources for _ in source.shards]
+        self.preprocessing, self.augmentation, self.seed, self.scaled = preprocessing, augmentation, seed, scaled
+        self.reading = np.zeros(1, np.int64)  # number of the shard that is being read, from 1; 0 for none
         self._keep = keep
-        self._kept: dict[tuple[Path, int], tuple[str, Image.Image, str]] = {}
+        self._files, self._collate = OpenFiles(256), Collate(preprocessing.max_tokens)
+        self._kept: dict[tuple[Path, int], np.ndarray] = {}
 
-    def __len__(self) -> int:
-        return len(self.order)
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_kept": {}, "_files": OpenFiles(256), "_collate": Collate(self.preprocessing.max_tokens)}
 
-    def __getitem__(self, position: int) -> Example:
+    def __getitem__(self, plan: BatchPlan) -> Batch:
+        """The pairs of a plan.
+
+        Raises:
+            ValueError: twenty in a row cannot be used.
+            OSError: a shard cannot be read any more.
+        """
+        batch = self._collate([self._example(plan, number) for number in range(len(plan))])
+        assert isinstance(batch, Batch)
+        batch.dropped.update(plan.dropped)
+        return batch
+
+    def _example(self, plan: BatchPlan, number: int) -> Example:
+        position = plan.first + number
         random = np.random.default_rng([self.seed, position])
-        epoch_start = position - position % len(self)
-        dropped, candidate, reason = Tally(), position, ""
-        for _ in range(self.attempts):
-            place = self.order[candidate]
+        dropped, place, reason = Tally(), plan.places[number], ""
+        for attempt in range(self.attempts):
+            where = f"{place.key} in {self.shards[place.shard]}"
             try:
-                return self._example(place.shard, place.row, random, dropped)
+                image, texts, size = self._read(place, where)
+                caption = self._captions[place.shard].choose(texts, random, where)
+                return Example(place.key, self._pixels(image, place, random, where), caption, dropped, size)
             except Unusable as problem:
                 log.warning("skipped %s", problem)
                 dropped[problem.reason] += 1
                 reason = str(problem)
-                candidate = epoch_start + int(random.integers(len(self)))
+                place = plan.spare(position, attempt)
         raise ValueError(
             f"{self.attempts} pairs in a row could not be used ({dropped.described()}), the last was {reason}: "
             "check these shards, most of what they hold is broken"
         )
 
-    def _example(self, shard: int, row: int, random: np.random.Generator, dropped: Tally) -> Example:
-        key, image, caption = self._kept.get((self.shards[shard].path, row)) or self._resized(shard, row)
-        pixels = np.array(self.augmentation(image, self.preprocessing.crop, random))
-        return Example(key, pixels, caption, dropped)
+    def _read(self, place: Place, where: str) -> tuple[bytes, dict[str, bytes], int]:
+        """Encoded image, the other members by kind, and how many bytes these are."""
+        self.reading[0] = place.shard + 1
+        path = self.shards[place.shard].path
+        try:
+            texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
+            assert place.image is not None  # plans have no others
+            image = b"" if (path, place.row) in self._kept else self._files.read(path, place.image, where)
+        finally:
+            self.reading[0] = 0
+        return image, texts, len(image) + sum(map(len, texts.values()))
 
-    def _resized(self, shard: int, row: int) -> tuple[str, Image.Image, str]:
-        """Key, decoded and resized image, and caption; kept in memory while there is room."""
-        key, content, caption = self._open.read(self.shards[shard], row)
-        path = self.shards[shard].path
-        pair = key, resized(content, self.preprocessing, f"{key} in {path}"), caption
-        if len(self._kept) < self._keep:
-            self._kept[path, row] = pair
-        return pair
+    def _pixels(self, image: bytes, place: Place, random: np.random.Generator, where: str) -> np.ndarray:
+        """Decoded and changed; what is decoded is kept while there is room."""
+        if not self._keep:
+            return training_pixels(image, self.preprocessing, self.augmentation, random, where, self.scaled)
+        name = self.shards[place.shard].path, place.row
+        square = self._kept.get(name)
+        if square is None:
+            square = resized(image, self.preprocessing, where, self.scaled)
+            if len(self._kept) < self._keep:
+                self._kept[name] = square
+        return self.augmentation(square, self.preprocessing.crop, random)
 
 
 class EvaluationPairs(Dataset[Example | Tally]):
     """Every pair once, in the order of the shards, centre-cropped; a Tally stands where one cannot be used."""
 
     def __init__(self, shards: Sequence[Shard], preprocessing: Preprocessing) -> None:
-        self.preprocessing = preprocessing
-        self._open = OpenShards()
-        self.places = [(shard, row) for shard in shards for row in range(len(shard))]
+        self.shards, self.preprocessing = list(shards), preprocessing
+        self.places, self._files = list(all_places(shards)), PairFiles(shards)
         if not self.places:
             raise ValueError(f"the {len(shards)} shards hold no pair: check that they are the right files")
 
@@ -118,47 +141,14 @@ class EvaluationPairs(Dataset[Example | Tally]):
         return len(self.places)
 
     def __getitem__(self, number: int) -> Example | Tally:
-        shard, row = self.places[number]
+        place = self.places[number]
         try:
-            key, image, caption = self._open.read(shard, row)
-            return Example(key, pixels_of(image, self.preprocessing, where=f"{key} in {shard.path}"), caption)
+            image, caption = self._files.read(place)
+            where = f"{place.key} in {self.shards[place.shard]}"
+            return Example(place.key, pixels_of(image, self.preprocessing, where), caption)
         except Unusable as problem:
             log.warning("skipped %s", problem)
             return Tally({problem.reason: 1})
-
-
-@dataclass(frozen=True)
-class GlobalBatches(Sampler[list[int]]):
-    """This rank's positions of each global batch, from step `start` to step `stop`.
-
-    Step s covers positions s * batch_size to (s + 1) * batch_size whatever the number of ranks; each rank takes
-    one contiguous part.
-
-    Raises:
-        ValueError: the global batch cannot be shared out evenly.
-    """
-
-    batch_size: int
-    start: int
-    stop: int
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.world_size:
-            raise ValueError(
-                f"data.batch_size is {self.batch_size} over all ranks, but there are {self.world_size} ranks: "
-                "make it a positive multiple of their number"
-            )
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        share = self.batch_size // self.world_size
-        for step in range(self.start, self.stop):
-            first = step * self.batch_size + self.rank * share
-            yield list(range(first, first + share))
 
 
 class Collate:
@@ -182,7 +172,8 @@ class Collate:
         self._tokenizer = self._tokenizer or load_tokenizer(self.max_tokens)
         input_ids, mask = tokenize(self._tokenizer, [example.caption for example in used])
         pixels = torch.from_numpy(np.stack([example.pixels for example in used])).permute(0, 3, 1, 2)
-        return Batch(pixels, input_ids, mask, tuple(example.key for example in used), dropped)
+        keys, size = tuple(example.key for example in used), sum(example.bytes for example in used)
+        return Batch(pixels, input_ids, mask, keys, dropped, bytes=size)
 
 
 def evaluation_batches(

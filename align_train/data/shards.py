@@ -1,201 +1,183 @@
-"""Tar shards as webdataset and img2dataset write them, read at any place: `key.jpg`, `key.txt`, `key.json`."""
+"""Tar shards as webdataset and img2dataset write them: `key.jpg`, `key.txt`, `key.json`, and perhaps a sidecar."""
 
-import glob
 import os
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from webdataset.tariterators import base_plus_ext
 
 from align_train.corpus.images import Unusable
+from align_train.data.addresses import expand, shown
+from align_train.data.cache import Cache
+from align_train.data.captions import Captions
+from align_train.data.tars import IMAGE, BrokenShard, Index, Span, read_index
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "image"})
-
-
-class Span(NamedTuple):
-    """Where a file's bytes lie in its tar."""
-
-    offset: int
-    size: int
-
-
-@dataclass(slots=True)
-class Row:
-    """One pair of a shard: its key, and where its image and caption lie; None where the tar has none."""
-
-    key: str
-    image: Span | None = None
-    caption: Span | None = None
-
-
-class Index(NamedTuple):
-    """The pairs of a tar, and whether it ends as a tar should, with a block of zeros."""
-
-    rows: list[Row]
-    whole: bool
+CACHE_FOLDER = Path("~/.cache/align_train/shards").expanduser()
 
 
 class Shard:
-    """One tar file. Its index is built from the tar's headers when first needed, then kept until `close`.
-
-    A tar that ends too early gives the pairs before the break. The others are counted as truncated_shard: as many as
-    the sidecar promises, or one where there is no sidecar to tell.
+    """One tar, here or far away, with the parquet of the same name beside it, the sidecar, if there is one.
 
     Args:
-        path: the tar. A parquet of the same name beside it, the sidecar, tells the number of pairs at once.
+        address: a path, or an address that fsspec opens.
+        cache: where copies of what is far away lie.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, address: str | Path, cache: Cache | None = None) -> None:
+        self.address, self._cache = str(address), cache or Cache(CACHE_FOLDER)
 
-    def __len__(self) -> int:
-        return self._length
-
-    @cached_property
-    def _length(self) -> int:
-        """Pairs the shard should hold: what the sidecar says, else what the tar has."""
-        sidecar = self.path.with_suffix(".parquet")
-        if not sidecar.is_file():
-            return len(self.rows) + (not self._index.whole)
-        try:
-            with pq.ParquetFile(sidecar) as file:
-                if not set(file.schema_arrow.names) >= {"status", "error_message"}:
-                    return int(file.metadata.num_rows)
-                # img2dataset has a row for every link that it tried
-                return int(file.read(columns=["status"])["status"].to_pylist().count("success"))
-        except Exception as error:
-            message = f"{sidecar} is not readable parquet ({error}): remove it or write the shard again"
-            raise ValueError(message) from error
+    def __str__(self) -> str:
+        return shown(self.address)
 
     @property
-    def rows(self) -> list[Row]:
-        """The pairs in the order of the tar; fewer than `len` where it is truncated."""
-        return self._index.rows
+    def path(self) -> Path:
+        """The tar on a local disk; brought there, once more if the cache has let it go."""
+        return self._cache.path(self.address)
 
-    @cached_property
-    def _index(self) -> Index:
-        try:
-            with self.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                rows = _pairs(_whole_members(tar, os.fstat(file.fileno()).st_size))
-                file.seek(tar.offset)
-                whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-        except tarfile.ReadError as error:
-            raise ValueError(f"{self.path} is not a tar file ({error}): remove it or write the shard again") from error
-        if not whole and rows and (rows[-1].image is None or rows[-1].caption is None):
-            rows.pop()  # the pair that the break went through
-        return Index(rows, whole)
+    @property
+    def sidecar(self) -> Path | None:
+        """The sidecar on a local disk; None where there is none."""
+        return self._cache.optional(self.address.removesuffix(".tar") + ".parquet")
 
-    def read(self, number: int) -> tuple[str, bytes, str]:
-        """Key, encoded image and caption of a pair.
+    def index(self, kinds: Collection[str] = ("txt",)) -> Index:
+        """Its pairs; BrokenShard and OSError as `read_index`."""
+        return read_index(self.path, kinds)
+
+    def lost(self, index: Index) -> int:
+        """Pairs that are missing since the tar ends too early: as many as the sidecar promises, at least one."""
+        return max(self._promised - len(index), int(not index.whole))
+
+    def metadata(self, columns: Collection[str]) -> pa.Table:
+        """Those of the columns that the sidecar has, of the pairs that the tar should hold.
 
         Raises:
-            Unusable: truncated_shard, no_image, no_caption or empty_caption.
+            BrokenShard: the sidecar is no parquet file, or there is none.
         """
-        if number >= len(self.rows):
-            raise Unusable("truncated_shard", f"{self.path} ends before its pair {number}")
-        row = self.rows[number]
-        where = f"{row.key} in {self.path}"
-        if row.image is None:
-            raise Unusable("no_image", where)
-        if row.caption is None:
-            raise Unusable("no_caption", where)
-        caption = self._bytes(row.caption, where).decode("utf-8", "replace").strip()
-        if not caption:
-            raise Unusable("empty_caption", where)
-        return row.key, self._bytes(row.image, where), caption
+        if self.sidecar is None:
+            raise BrokenShard(f"{self} has no sidecar: a parquet of the same name beside it")
+        try:
+            with pq.ParquetFile(self.sidecar) as file:
+                names = set(file.schema_arrow.names)
+                # img2dataset has a row for every link that it tried
+                tried = {"status"} if names >= {"status", "error_message"} else set()
+                table = file.read(columns=sorted(({*columns} & names) | tried))
+        except Exception as error:
+            message = f"{self.sidecar} is not readable parquet ({error}): remove it or write the shard again"
+            raise BrokenShard(message) from error
+        return table.filter(pc.equal(table["status"], "success")) if tried else table
 
-    def _bytes(self, span: Span, where: str) -> bytes:
-        content = os.pread(self._descriptor, span.size, span.offset)
+    @cached_property
+    def _promised(self) -> int:
+        return 0 if self.sidecar is None else len(self.metadata(["key"]))
+
+
+class Place(NamedTuple):
+    """Where a pair lies, for whoever reads it.
+
+    Attributes:
+        shard: number of the shard in a list.
+        row: number of the pair in the shard.
+        key: its name.
+        image: where the encoded image lies.
+        texts: where its other members lie, by kind; those that it has.
+        lost: why it cannot be used, where that is known; else empty.
+    """
+
+    shard: int
+    row: int
+    key: str
+    image: Span | None
+    texts: Mapping[str, Span]
+    lost: str = ""
+
+
+def place_of(shard: int, index: Index, row: int) -> Place:
+    """The place of a pair by its row in the index."""
+    spans = {kind: index.span(kind, row) for kind in index.spans}
+    image = spans.pop(IMAGE)
+    return Place(shard, row, index.keys[row], image, {kind: span for kind, span in spans.items() if span})
+
+
+class OpenFiles:
+    """Reads parts of files and keeps those open that were read last: no process can hold a whole corpus open.
+
+    Args:
+        limit: files that may be open at a time.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self.limit = limit
+        self._descriptors: dict[Path, int] = {}  # the one read last comes last
+
+    def read(self, path: Path, span: Span, where: str) -> bytes:
+        """The bytes of the span; `where` names them in messages.
+
+        Raises:
+            Unusable: truncated_shard, since the file has become shorter.
+            OSError: the file cannot be opened or read.
+        """
+        descriptor = self._descriptors.pop(path, None)
+        if descriptor is None:
+            descriptor = os.open(path, os.O_RDONLY)
+        self._descriptors[path] = descriptor
+        if len(self._descriptors) > self.limit:
+            os.close(self._descriptors.pop(next(iter(self._descriptors))))
+        content = os.pread(descriptor, span.size, span.offset)
         if len(content) < span.size:
             raise Unusable("truncated_shard", where)
         return content
 
-    @cached_property
-    def _descriptor(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
-
     def close(self) -> None:
-        """Close the file and forget the index; both come again when needed."""
-        self.__dict__.pop("_index", None)
-        if "_descriptor" in self.__dict__:
-            os.close(self.__dict__.pop("_descriptor"))
+        """Close all; they open again when needed."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
 
     def __del__(self) -> None:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
+        return {"limit": self.limit, "_descriptors": {}}
 
 
-class OpenShards:
-    """Reads shards and closes those that were not read for long: no process can hold a whole corpus open.
+def find_shards(patterns: str | Sequence[str], cache: Cache | None = None) -> list[Shard]:
+    """The shards that paths, globs, folders, brace ranges and addresses stand for, see `expand`."""
+    cache = cache or Cache(CACHE_FOLDER)
+    return [Shard(address, cache) for address in expand(patterns)]
+
+
+def all_places(shards: Sequence[Shard]) -> Iterator[Place]:
+    """Every pair of the shards in their order, also those that are lost with the end of a tar."""
+    for number, shard in enumerate(shards):
+        index = shard.index()
+        for row in range(len(index)):
+            place = place_of(number, index, row)
+            reason = "duplicate_key" if index.repeated[row] else "" if place.image else "no_image"
+            yield place._replace(lost=reason)
+        for row in range(len(index), len(index) + shard.lost(index)):
+            yield Place(number, row, f"pair {row}", None, {}, "truncated_shard")
+
+
+class PairFiles:
+    """Reads pairs of shards by their places, with the captions of `key.txt`.
 
     Args:
-        limit: shards that may be open at a time.
+        shards: what the places' numbers count.
     """
 
-    def __init__(self, limit: int = 64) -> None:
-        self.limit = limit
-        self._recent: dict[Shard, None] = {}  # the one read last comes last
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards, self._files, self._captions = list(shards), OpenFiles(), Captions()
 
-    def read(self, shard: Shard, number: int) -> tuple[str, bytes, str]:
-        """As `Shard.read`."""
-        self._recent.pop(shard, None)
-        self._recent[shard] = None
-        if len(self._recent) > self.limit:
-            oldest = next(iter(self._recent))
-            del self._recent[oldest]
-            oldest.close()
-        return shard.read(number)
-
-
-def find_shards(patterns: str | Sequence[str]) -> list[Shard]:
-    """The shards that file names or globs match, sorted by name; a folder stands for its tars.
-
-    Raises:
-        FileNotFoundError: a pattern matches nothing; the message names it.
-    """
-    paths: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        wanted = os.path.join(glob.escape(pattern), "*.tar") if os.path.isdir(pattern) else pattern
-        found = sorted(glob.glob(wanted, recursive=True))
-        if not found:
-            folder = Path(wanted).parent
-            raise FileNotFoundError(
-                f"no shard matches {pattern!r}: write the shards first (`align-train prepare` writes the sample "
-                f"corpus), or point data at yours; looked in {folder.absolute()}"
-            )
-        paths += found
-    return [Shard(Path(path)) for path in paths]
-
-
-def _whole_members(tar: tarfile.TarFile, size: int) -> Iterator[tarfile.TarInfo]:
-    """Files of a tar up to where it ends or breaks."""
-    with suppress(tarfile.ReadError):
-        while (member := tar.next()) is not None:
-            if member.isfile() and member.offset_data + member.size <= size:
-                yield member
-
-
-def _pairs(members: Iterable[tarfile.TarInfo]) -> list[Row]:
-    """Members to pairs by key. A second image or caption of a key begins another pair: none hides another."""
-    rows: list[Row] = []
-    newest: dict[str, Row] = {}
-    for member in members:
-        key, extension = base_plus_ext(member.name)
-        if key is None:
-            continue
-        kind = "image" if extension.lower() in IMAGE_EXTENSIONS else "caption" if extension.lower() == "txt" else None
-        row = newest.get(key)
-        if row is None or (kind and getattr(row, kind)):
-            row = newest[key] = Row(key)
-            rows.append(row)
-        if kind:
-            setattr(row, kind, Span(member.offset_data, member.size))
-    return rows
+    def read(self, place: Place) -> tuple[bytes, str]:
+        """Encoded image and caption; Unusable where one is missing."""
+        where = f"{place.key} in {self.shards[place.shard]}"
+        if place.lost or place.image is None:
+            raise Unusable(place.lost, where)
+        path = self.shards[place.shard].path
+        texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
+        caption = self._captions.choose(texts, np.random.default_rng(0), where)  # of one field: nothing is drawn
+        return self._files.read(path, place.image, where), caption

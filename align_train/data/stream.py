@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from align_train.batch import Batch
 from align_train.corpus.images import Unusable
 from align_train.corpus.stream import START, CoyoStream, Position
-from align_train.data.images import Augmentation, resized
+from align_train.data.images import Augmentation, training_pixels
 from align_train.data.pairs import Collate, Example
 from align_train.records import Pair, Preprocessing, Tally
 
@@ -93,6 +93,6 @@ class StreamedBatches(IterableDataset[Batch]):
                     examples, dropped = [], Tally()
 
     def _example(self, pair: Pair, seed: Sequence[int]) -> Example:
-        image = resized(pair.image, self.preprocessing, pair.metadata["url"])
-        changed = self.augmentation(image, self.preprocessing.crop, np.random.default_rng(seed))
-        return Example(pair.key, np.array(changed), pair.caption)
+        random = np.random.default_rng(seed)
+        pixels = training_pixels(pair.image, self.preprocessing, self.augmentation, random, pair.metadata["url"])
+        return Example(pair.key, pixels, pair.caption, bytes=len(pair.image))

@@ -1,6 +1,7 @@
 """Which pairs training reads, and where it goes on after a stop."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -9,30 +10,41 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from align_train.batch import Batch
-from align_train.data import Augmentation, Collate, GlobalBatches, Shard, TrainingPairs, evaluation_batches, find_shards
-from align_train.distributed import rank, world_size
+from align_train.data import (
+    Augmentation,
+    BatchPlans,
+    Loader,
+    Opener,
+    Order,
+    OrderSettings,
+    PairReader,
+    Reading,
+    evaluation_batches,
+    find_shards,
+    read_sources,
+)
+from align_train.distributed import gather_objects, rank, world_size
 from align_train.records import Preprocessing
 
 
 class PairData(L.LightningDataModule):
     """Tar shards for training and validation.
 
-    Position in the data is the number of steps taken times the global batch, so a checkpoint's step says it all.
+    A checkpoint holds where the order goes on, in terms that depend neither on the number of ranks nor of workers.
 
     Args:
-        train: shards by name, each `{shards: file names or globs, repeat: times an epoch}`.
+        train: sources by name, see `align_train.data.read_sources`.
         batch_size: pairs a step, over all ranks together.
         preprocessing: as the model has it.
         augmentation: random changes of training images.
         validation: shards to choose settings and the best checkpoint by; None for none.
-        shuffle_shards: shards whose pairs are mixed.
-        workers: processes that decode, a rank; 0 decodes in the training process.
-        seed: of order and augmentation.
-        keep_decoded: images a worker keeps in memory, decoded and resized.
+        workers: processes or threads that read and decode, a rank; 0 does it when a batch is asked for.
+        order: in which order.
+        reading: by what means.
 
     Raises:
         FileNotFoundError: a pattern matches no shard.
-        ValueError: the shards hold fewer pairs than one batch.
+        ValueError: a setting is wrong, or the shards hold fewer pairs than one batch.
     """
 
     def __init__(
@@ -42,26 +54,38 @@ class PairData(L.LightningDataModule):
         preprocessing: Preprocessing,
         augmentation: Augmentation,
         validation: str | None = None,
-        shuffle_shards: int = 16,
         workers: int = 0,
-        seed: int = 0,
-        keep_decoded: int = 0,
+        order: OrderSettings | None = None,
+        reading: Reading | None = None,
     ) -> None:
         super().__init__()
-        self.batch_size, self.workers = batch_size, workers
-        self.preprocessing = preprocessing
-        self.pairs = TrainingPairs(_listed(train), preprocessing, augmentation, seed, shuffle_shards, keep_decoded)
-        self.validation = find_shards(validation) if validation else []
-        if len(self.pairs) < batch_size:
-            raise ValueError(
-                f"the training shards hold {len(self.pairs)} pairs, less than one batch (data.batch_size="
-                f"{batch_size}): make the batch smaller, since a pair twice in a batch is its own negative"
-            )
+        self.order, self.reading = order or OrderSettings(), reading or Reading()
+        self.batch_size, self.workers, self.preprocessing = batch_size, workers, preprocessing
+        self.sources = read_sources(train, self.reading.cache)
+        self.validation = find_shards(validation, self.reading.cache) if validation else []
+        self.reader = PairReader(
+            self.sources,
+            preprocessing,
+            augmentation,
+            self.order.seed,
+            self.reading.keep_decoded,
+            self.reading.scaled_decoding,
+        )
+        self.opener = Opener(self.sources, self.reading.stall_seconds, self.reading.max_quarantined)
+        self._plans: BatchPlans | None = None
+        self._saved: dict[str, Any] = {}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Loader:
         """From the step the trainer stands at to its last."""
         assert self.trainer is not None
-        return self._loader(self.trainer.global_step, self.trainer.max_steps)
+        start, stop = self.trainer.global_step, self.trainer.max_steps
+        if start and not self._saved:
+            raise ValueError(
+                f"the checkpoint is of step {start} and says nothing of its place in the data, as those of earlier "
+                "versions: it can be evaluated and exported, not resumed"
+            )
+        self._plans = self._planned(start, stop, self._saved.get("order"))
+        return Loader(self.reader, self._plans, self.workers, self.reading, self.trainer.strategy.root_device)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Every validation pair, on every rank."""
@@ -69,31 +93,51 @@ class PairData(L.LightningDataModule):
 
     def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
         """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
-        return (batch.pixels.to(device) for batch in self._loader(0, batches))
+        loader = Loader(self.reader, self._planned(0, batches), self.workers, self.reading)
+        return (batch.pixels.to(device) for batch in islice(loader, batches))
 
-    def _loader(self, start: int, stop: int) -> DataLoader[Batch]:
-        sampler = GlobalBatches(self.batch_size, start, stop, rank(), world_size())
-        return DataLoader(
-            self.pairs,  # type: ignore[arg-type] # the collation makes batches of these
-            batch_sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=Collate(self.preprocessing.max_tokens),
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self.workers else None,
-        )
+    def facts(self) -> dict[str, Any]:
+        """For result.json: epochs of each sequence of pairs that have gone by, and the shards that are broken."""
+        return {"effective_epochs": self._epochs(), "quarantined": dict(self.opener.quarantine.names)}
 
+    def metrics(self) -> dict[str, float]:
+        """The same as numbers to log."""
+        quarantined = {"quarantined_shards": float(len(self.opener.quarantine.names))}
+        return {f"effective_epochs/{name}": epochs for name, epochs in self._epochs().items()} | quarantined
 
-def _listed(train: Mapping[str, Mapping[str, Any]]) -> Sequence[Shard]:
-    shards: list[Shard] = []
-    for name, source in train.items():
-        if unknown := set(source) - {"shards", "repeat"}:
-            raise ValueError(f"data.train.{name} has the unknown key {sorted(unknown)[0]!r}; known are shards, repeat")
-        patterns, repeat = source.get("shards"), source.get("repeat", 1)
-        if not patterns:
-            raise ValueError(f"data.train.{name}.shards is {patterns!r}: give file names or globs of tar shards")
-        if not isinstance(repeat, int) or repeat < 1:
-            raise ValueError(f"data.train.{name}.repeat is {repeat!r}; it must be a whole number of at least 1")
-        shards += find_shards(patterns) * repeat
-    if not shards:
-        raise ValueError("data.train names no source: give at least one {shards: ..., repeat: 1}")
-    return shards
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order goes on; every rank must call it.
+
+        Raises:
+            RuntimeError: the ranks have read different data.
+        """
+        if self._plans is None:
+            return {}
+        assert self.trainer is not None
+        state = self._plans.state_at(self.trainer.global_step)
+        states = gather_objects(state)
+        if any(other != state for other in states):
+            told = "; ".join(f"rank {number}: {other['cursors']}" for number, other in enumerate(states))
+            broken = ", ".join(self.opener.quarantine.names) or "nothing"
+            raise RuntimeError(
+                f"the ranks are not at the same place of the data ({told}), since one could not read what another "
+                f"could; quarantined here: {broken}. Resume from the checkpoint before this one"
+            )
+        return {"order": state, "quarantined": dict(self.opener.quarantine.names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the place until training asks for it."""
+        self._saved = state_dict
+        self.opener.quarantine.names.update(state_dict.get("quarantined", {}))
+
+    def _epochs(self) -> dict[str, float]:
+        assert self._plans is not None
+        assert self.trainer is not None
+        state = self._plans.state_at(self.trainer.global_step)
+        if self.order.samples_per_epoch:
+            return {"all": state["drawn"] / self.order.samples_per_epoch}
+        return dict(state["epochs"])
+
+    def _planned(self, start: int, stop: int, state: Mapping[str, Any] | None = None) -> BatchPlans:
+        order = Order(self.sources, self.order, self.opener, state)
+        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size())

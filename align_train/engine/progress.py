@@ -10,7 +10,7 @@ import lightning as L
 from tqdm import tqdm
 
 from align_train.batch import Batch
-from align_train.distributed import gather_counts, rank, world_size
+from align_train.distributed import gather_counts, gather_objects, rank, world_size
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Progress(L.Callback):
 
     def __init__(self, every_seconds: float = 30.0) -> None:
         self.dropped = Tally()
-        self.pairs, self.seconds, self.waited = 0, 0.0, 0.0
+        self.pairs, self.bytes, self.seconds, self.waited = 0, 0, 0.0, 0.0
         self._every = every_seconds
         self._bar: tqdm | None = None
         self._idle_since = self._measured_at = self._said_at = 0.0
@@ -61,6 +61,7 @@ class Progress(L.Callback):
         self.seconds += now - self._idle_since
         self._idle_since = now
         self.pairs += len(batch) * world_size()
+        self.bytes += batch.bytes
         self.dropped.update(batch.dropped)
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self._measure(trainer, pl_module, now)
@@ -77,17 +78,36 @@ class Progress(L.Callback):
         """Close the bar, and say what was dropped."""
         if self._bar is not None:
             self._bar.close()
-        self._collect_drops()
+        self._collect()
         if rank() == 0:
             log.info("pairs dropped in training: %s", self.dropped.described())
 
+    def facts(self) -> dict[str, Any]:
+        """Totals for result.json; on the first rank, after training."""
+        return {
+            "pairs_read": self.pairs + self.dropped.total(),
+            "pairs_seen": self.pairs,
+            "dropped": dict(self.dropped),
+            "bytes_read": self.bytes,
+            "training_seconds": self.seconds,
+            "images_per_second": self.pairs / self.seconds if self.seconds else None,
+            "data_wait_share": self.waited / self.seconds if self.seconds else None,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Totals, for the checkpoint."""
-        return {"dropped": dict(self.dropped), "pairs": self.pairs, "seconds": self.seconds, "waited": self.waited}
+        return {
+            "dropped": dict(self.dropped),
+            "pairs": self.pairs,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting; drops on the first rank alone, which collects them."""
+        """Go on counting; drops and bytes on the first rank alone, which collects them."""
         self.dropped = Tally(state_dict["dropped"] if rank() == 0 else {})
+        self.bytes = state_dict["bytes"] if rank() == 0 else 0
         self.pairs, self.seconds, self.waited = (state_dict[name] for name in ("pairs", "seconds", "waited"))
 
     def _say(self, now: float) -> None:
@@ -97,18 +117,20 @@ class Progress(L.Callback):
             self._said_at = now
             print(self._bar, file=sys.stderr, flush=True)
 
-    def _collect_drops(self) -> None:
-        """Move what every rank has dropped to the first."""
-        total = Tally(gather_counts(self.dropped))
-        self.dropped = total if rank() == 0 else Tally()
+    def _collect(self) -> None:
+        """Move what every rank has dropped, and the bytes that it has read, to the first."""
+        total, size = Tally(gather_counts(self.dropped)), sum(gather_objects(self.bytes))
+        self.dropped, self.bytes = (total, size) if rank() == 0 else (Tally(), 0)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, now: float) -> None:
         elapsed, self._measured_at = now - self._measured_at, now
         speed = (self.pairs - self._pairs_measured) / elapsed
         waiting = (self.waited - self._waited_measured) / elapsed
         self._pairs_measured, self._waited_measured = self.pairs, self.waited
-        self._collect_drops()
+        self._collect()
         metrics = {"images_per_second": speed, "data_wait_share": waiting, "pairs_seen": float(self.pairs)}
+        metrics |= {"pairs_read": float(self.pairs + self.dropped.total()), "bytes_read": float(self.bytes)}
+        metrics |= trainer.datamodule.metrics()
         metrics |= {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
         pl_module.log_dict(metrics)
         if self._bar is not None:

@@ -75,6 +75,14 @@ class StreamData(L.LightningDataModule):
             self._taken += 1
         return batch
 
+    def facts(self) -> dict[str, Any]:
+        """For result.json: whole epochs of this rank's part of the stream that have gone by."""
+        return {"effective_epochs": {"stream": min((after.epoch for after in self._positions.values()), default=0)}}
+
+    def metrics(self) -> dict[str, float]:
+        """The same as numbers to log."""
+        return {"effective_epochs/stream": float(self.facts()["effective_epochs"]["stream"])}
+
     def state_dict(self) -> dict[str, Any]:
         """Positions of all ranks' parts; every rank must call it."""
         positions = {part: tuple(after) for each in gather_objects(self._positions) for part, after in each.items()}

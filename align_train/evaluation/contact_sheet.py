@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from align_train.data.images import decode
-from align_train.data.shards import Shard, Unusable
+from align_train.corpus.images import Unusable, decode
+from align_train.data.shards import PairFiles, Shard, all_places
 from align_train.evaluation.retrieval import Embeddings
 from align_train.files import atomic_write
 
@@ -47,11 +47,11 @@ def contact_sheet(embeddings: Embeddings, shards: Sequence[Shard], path: Path, q
 
 def _pairs(shards: Sequence[Shard], keys: set[str]) -> Iterator[tuple[str, bytes, str]]:
     """Key, image and caption of the wanted pairs."""
-    for shard in shards:
-        for number, row in enumerate(shard.rows):
-            if row.key in keys:
-                with suppress(Unusable):  # of two pairs with one key
-                    yield shard.read(number)
+    files = PairFiles(shards)
+    for place in all_places(shards):
+        if place.key in keys:
+            with suppress(Unusable):  # of two pairs with one key
+                yield place.key, *files.read(place)
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int = 4) -> str:

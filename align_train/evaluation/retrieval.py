@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -130,10 +129,9 @@ def excluded_keys(shards: Sequence[Shard], exclude: Mapping[str, Sequence[Any]])
         if isinstance(values, str):
             raise ValueError(f"exclude of {column!r} is the text {values!r}: write a list of values, [{values}]")
         for shard in shards:
-            sidecar = shard.path.with_suffix(".parquet")
-            if not sidecar.is_file() or column not in pq.read_schema(sidecar).names:
-                raise ValueError(f"exclude names the column {column!r}, but {sidecar} is missing or has no such column")
-            table = pq.read_table(sidecar, columns=["key", column])
+            table = shard.metadata(["key", column]) if shard.sidecar else None
+            if table is None or not {"key", column} <= set(table.column_names):
+                raise ValueError(f"exclude names the column {column!r}, but {shard} has no sidecar with it")
             keys.update(row["key"] for row in table.to_pylist() if row[column] in values)
     return keys
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AlignConfig, AlignModel, AlignProcessor
@@ -98,7 +99,9 @@ def largest_difference(model: Align, folder: Path, pairs: int = 8) -> float:
     )
     outputs = reloaded(**inputs)
     size, crop = model.preprocessing.resize, model.preprocessing.crop
-    ours = torch.stack([_scaled(centre_crop(resize(image, size, antialias=True), crop)) for image in images])
+    ours = torch.stack(
+        [_scaled(centre_crop(resize(np.asarray(image), size, antialias=True), crop)) for image in images]
+    )
     # On the CPU in float32, as the reloaded one: a GPU's TF32 alone would differ by 1e-3.
     model = copy.deepcopy(model).float().cpu().eval()
     image, text = model.encode_image(ours), model.encode_text(inputs["input_ids"], inputs["attention_mask"])
@@ -106,9 +109,8 @@ def largest_difference(model: Align, folder: Path, pairs: int = 8) -> float:
     return differences.abs().max().item()  # nan, should there be one
 
 
-def _scaled(image: Image.Image) -> torch.Tensor:
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1) / 127.5 - 1
+def _scaled(pixels: np.ndarray) -> torch.Tensor:
+    return torch.tensor(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -1,0 +1,96 @@
+"""Which pairs each batch holds, for one rank: the global order cut into batches, and these into shares."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from align_train.data.order import Drawn, Order
+from align_train.data.shards import Place
+from align_train.records import Tally
+
+SPARES = 64  # pairs that may stand in for unusable ones of a batch
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One rank's part of a global batch, to be read by whoever is free.
+
+    Attributes:
+        first: number of the first pair, counted from the start of training over all ranks.
+        places: the pairs.
+        spares: pairs of the same window that stand in for those that turn out unusable.
+        dropped: pairs that were left out before this batch; on the first rank alone, since all leave out the same.
+    """
+
+    first: int
+    places: Sequence[Place]
+    spares: Sequence[Place]
+    dropped: Tally = field(default_factory=Tally)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def spare(self, number: int, attempt: int) -> Place:
+        """What stands in for pair `number` of training; the same whatever the number of ranks."""
+        return self.spares[(number * 7 + attempt) % len(self.spares)]
+
+
+class BatchPlans(Sampler[BatchPlan]):
+    """This rank's plans from step `start` to step `stop`, each a contiguous part of the global batch.
+
+    Iterate once. While it goes ahead of training, `after` keeps where the order stood after each step.
+
+    Args:
+        order: where the pairs come from; it moves on.
+        batch_size: pairs a step, over all ranks together.
+        start: first step.
+        stop: step after the last.
+        rank: this rank's number.
+        world_size: how many ranks there are.
+
+    Raises:
+        ValueError: the global batch cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, order: Order, batch_size: int, start: int, stop: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size is {batch_size} over all ranks, but there are {world_size} ranks: "
+                "make it a positive multiple of their number"
+            )
+        self.order, self.batch_size = order, batch_size
+        self.start, self.stop, self.rank, self.world_size = start, stop, rank, world_size
+        self.after: dict[int, dict[str, Any]] = {start: order.state}
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        assert len(self.after) == 1, "the order has moved on: a second round would skip pairs"
+        share = self.batch_size // self.world_size
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        for step in range(self.start, self.stop):
+            first = self.order.drawn
+            drawn, dropped = self.order.take(self.batch_size)
+            self.after[step + 1] = self.order.state
+            yield BatchPlan(
+                first + own.start,
+                [window[pair] for window, pair in drawn[own]],
+                self._spares(first, drawn),
+                dropped if self.rank == 0 else Tally(),
+            )
+
+    def state_at(self, step: int) -> dict[str, Any]:
+        """Where the order stood after that many steps; what was before is forgotten."""
+        for known in [known for known in self.after if known < step]:
+            del self.after[known]
+        return self.after[step]
+
+    def _spares(self, first: int, drawn: Sequence[Drawn]) -> list[Place]:
+        """Pairs of the last window, but not of this batch unless it is all there is."""
+        window = drawn[-1][0]
+        chosen = np.random.default_rng([first, 1]).integers(len(window), size=SPARES).tolist()
+        taken = {pair for other, pair in drawn if other is window}
+        return [window[pair] for pair in chosen if pair not in taken] or [window[pair] for pair in chosen]

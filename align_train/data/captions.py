@@ -1,0 +1,88 @@
+"""Which of a pair's texts is its caption."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from align_train.corpus.captions import clean_caption
+from align_train.corpus.images import Unusable
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Where captions come from.
+
+    Attributes:
+        fields: probability of each field, relative to the others. `txt` is the file `key.txt` (any extension will do),
+            `json.alt` the value named alt in `key.json`. Where the drawn field is missing or empty, another is drawn.
+        clean: decode HTML entities, remove tags and invisible characters, see `corpus.captions.clean_caption`.
+
+    Raises:
+        ValueError: no field, a probability that is none, or a field that is no caption's.
+    """
+
+    fields: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
+    clean: bool = True
+
+    def __post_init__(self) -> None:
+        for name, probability in self.fields.items():
+            if isinstance(probability, bool) or not isinstance(probability, int | float) or not probability > 0:
+                raise ValueError(f"captions.{name} is {probability!r}: give a probability over 0, or leave it out")
+            kind, _, key = name.partition(".")
+            if not kind or (kind == "json") != bool(key):
+                raise ValueError(f"captions has the field {name!r}: write txt, or json.NAME for a value of the json")
+        if not self.fields:
+            raise ValueError("captions names no field: write {txt: 1.0}")
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of members that hold the fields."""
+        return list(dict.fromkeys(name.partition(".")[0] for name in self.fields))
+
+    def choose(self, texts: Mapping[str, bytes], random: np.random.Generator, where: str) -> str:
+        """The caption, from the members by kind.
+
+        Raises:
+            Unusable: no_caption where no field is there, empty_caption where none says anything, corrupt_json.
+        """
+        reason = "no_caption"
+        for name in self._drawn(random):
+            kind, _, key = name.partition(".")
+            if (text := _text(texts.get(kind), key, where)) is None:
+                continue
+            text = clean_caption(text) if self.clean else text.strip()
+            if text:
+                return text
+            reason = "empty_caption"
+        raise Unusable(reason, where)
+
+    def _drawn(self, random: np.random.Generator) -> list[str]:
+        """All fields, in the order in which they were drawn without replacement."""
+        if len(self.fields) == 1:
+            return list(self.fields)
+        weights = np.array(list(self.fields.values()), float)
+        return list(random.choice(list(self.fields), len(self.fields), replace=False, p=weights / weights.sum()))
+
+
+def _text(content: bytes | None, key: str, where: str) -> str | None:
+    """The text of a member, or of a value in it; None where it is not there."""
+    if content is None:
+        return None
+    if not key:
+        return content.decode("utf-8", "replace")
+    value = read_json(content, where).get(key)
+    return value if isinstance(value, str) else None if value is None else str(value)
+
+
+def read_json(content: bytes, where: str) -> dict[str, Any]:
+    """A pair's metadata; Unusable as corrupt_json where it is none."""
+    try:
+        document = json.loads(content)
+    except ValueError as error:
+        raise Unusable("corrupt_json", f"{where} ({error})") from error
+    if not isinstance(document, dict):
+        raise Unusable("corrupt_json", f"{where} is {type(document).__name__}, not an object")
+    return document

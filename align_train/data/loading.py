@@ -1,0 +1,197 @@
+"""Batches ahead of their use: read by processes or threads, in the order of their plans, and brought to the device."""
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import islice
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from align_train.batch import Batch
+from align_train.data.batches import BatchPlan, BatchPlans
+from align_train.data.cache import Cache
+from align_train.data.crew import Crew
+from align_train.data.pairs import PairReader
+from align_train.data.shards import CACHE_FOLDER
+
+WORKERS = ("processes", "threads")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pairs are read.
+
+    Attributes:
+        use: `processes` or `threads` as workers.
+        prefetch: batches that each worker reads ahead.
+        keep_decoded: images that each worker keeps in memory, decoded and resized; 3 x resize^2 bytes each.
+        scaled_decoding: read JPEG at 1/2, 1/4 or 1/8 where that still is as large as needed.
+        stall_seconds: without an answer, until a source is given up and named.
+        max_quarantined: share of shards that may be broken before the run stops.
+        cache: where copies of remote shards lie.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    use: str = "processes"
+    prefetch: int = 4
+    keep_decoded: int = 0
+    scaled_decoding: bool = True
+    stall_seconds: float = 120.0
+    max_quarantined: float = 0.1
+    cache: Cache = field(default_factory=lambda: Cache(CACHE_FOLDER))
+
+    def __post_init__(self) -> None:
+        if self.use not in WORKERS:
+            raise ValueError(f"data.reading.use is {self.use!r}: choose {' or '.join(WORKERS)}")
+        if self.prefetch < 1:
+            raise ValueError(f"data.reading.prefetch is {self.prefetch}: a worker reads at least 1 batch ahead")
+        if self.keep_decoded < 0:
+            raise ValueError(f"data.reading.keep_decoded is {self.keep_decoded}: give 0 or a number of images")
+        if not self.stall_seconds > 0:
+            raise ValueError(f"data.reading.stall_seconds is {self.stall_seconds}: give a time over 0")
+        if not 0 <= self.max_quarantined <= 1:
+            raise ValueError(f"data.reading.max_quarantined is {self.max_quarantined}: give a share from 0 to 1")
+
+
+class Loader:
+    """Batches of the plans, in their order.
+
+    It has no length: Lightning would count the batches of before a resume in, and end the round early.
+
+    Without workers, one thread reads each batch when it is asked for, so that a source that stalls is named even then.
+
+    Args:
+        reader: reads a plan.
+        plans: what to read.
+        workers: processes or threads that read.
+        reading: how.
+        device: batches are brought there while the one before is used; None leaves them where they are.
+    """
+
+    def __init__(
+        self,
+        reader: PairReader,
+        plans: BatchPlans,
+        workers: int,
+        reading: Reading,
+        device: torch.device | None = None,
+    ) -> None:
+        self.reader, self.plans, self.workers, self.reading = reader, plans, workers, reading
+        self.device = device if device is not None and device.type == "cuda" else None
+        # which shard each worker is reading, in memory that all see
+        self._at_work = torch.zeros(max(workers, 1), dtype=torch.int64).share_memory_().numpy()
+
+    def __iter__(self) -> Iterator[Batch]:
+        read = self._processes() if self.workers and self.reading.use == "processes" else self._threads()
+        return on_device(read, self.device) if self.device else read
+
+    def _threads(self) -> Iterator[Batch]:
+        cv2.setNumThreads(1)  # the workers are the threads
+        crew = Crew(max(self.workers, 1))
+        idle = deque(self._reader(worker) for worker in range(max(self.workers, 1)))
+
+        def read(plan: BatchPlan) -> Batch:
+            reader = idle.popleft()  # there are as many readers as threads
+            try:
+                batch = reader[plan]
+            finally:
+                idle.append(reader)
+            return batch.pin_memory() if self.device else batch
+
+        waiting: deque[Future[Batch]] = deque()
+        plans = iter(self.plans)
+        ahead = self.workers * self.reading.prefetch
+        try:
+            while True:
+                for plan in islice(plans, ahead + 1 - len(waiting)):
+                    waiting.append(crew.submit(read, plan))
+                if not waiting:
+                    return
+                try:
+                    yield waiting.popleft().result(self.reading.stall_seconds)
+                except TimeoutError as error:
+                    raise error if str(error) else self._stalled() from None
+        finally:
+            for future in waiting:
+                future.cancel()
+            crew.close()
+
+    def _processes(self) -> Iterator[Batch]:
+        loader = DataLoader(
+            self.reader,
+            sampler=self.plans,
+            batch_size=None,  # the reader makes batches
+            num_workers=self.workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type] # with batch_size=None it gets what the reader made
+            pin_memory=self.device is not None,
+            prefetch_factor=self.reading.prefetch,
+            timeout=self.reading.stall_seconds,
+            worker_init_fn=_Begin(self._at_work),
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                raise self._stalled() if "timed out" in str(error) else error from None
+            if batch is None:
+                return
+            yield batch
+
+    def _reader(self, worker: int) -> PairReader:
+        reader = copy.copy(self.reader)
+        reader.reading = self._at_work[worker : worker + 1]
+        return reader
+
+    def _stalled(self) -> TimeoutError:
+        shards = [str(self.reader.shards[number - 1]) for number in self._at_work.tolist() if number]
+        what = f"no answer from {', '.join(dict.fromkeys(shards))}" if shards else "decoding takes too long"
+        return TimeoutError(
+            f"no batch for {self.reading.stall_seconds:g} seconds: {what}. Check its disk or network, or allow "
+            "more with data.reading.stall_seconds"
+        )
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on a GPU, each copied from page-locked memory while the one before it is used."""
+    stream = torch.cuda.Stream(device)
+
+    def moved() -> Batch | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            return batch.to(device, non_blocking=True)
+
+    coming = moved()
+    while coming is not None:
+        torch.cuda.current_stream(device).wait_stream(stream)
+        batch = coming
+        for tensor in (batch.pixels, batch.input_ids, batch.attention_mask):
+            tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused before it was used
+        coming = moved()
+        yield batch
+
+
+class _Begin:
+    """Tells a worker process where to note what it reads. A class, since it must be pickled where processes spawn."""
+
+    def __init__(self, at_work: np.ndarray) -> None:
+        self._at_work = at_work
+
+    def __call__(self, worker: int) -> None:
+        cv2.setNumThreads(1)  # the workers are what runs side by side
+        info = get_worker_info()
+        assert info is not None
+        info.dataset.reading = self._at_work[worker : worker + 1]  # type: ignore[attr-defined]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
