@@ -1,9 +1,11 @@
 """Names of shards to addresses: files, folders, globs, brace ranges and remote stores, in a stated order."""
 
 import os
+import threading
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from align_train.data.addresses import MOST_NAMES, expand, is_remote, local_path, shown
 
@@ -185,6 +187,23 @@ def test_a_web_server_cannot_list_and_the_message_says_what_can_be_done(no_store
 def test_a_remote_glob_without_a_match_is_named(memory):
     with pytest.raises(FileNotFoundError, match=r"no shard matches memory://bucket/\*\.zip"):
         expand("memory://bucket/*.zip")
+
+
+def test_a_store_that_does_not_list_is_named_with_a_remedy(memory, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(MemoryFileSystem, "glob", lambda *_: go_on.wait())
+    with pytest.raises(TimeoutError, match=r"memory://bucket/\*\.tar: the store did not list .* 0\.05 s.* brace range"):
+        expand("memory://bucket/*.tar", stall_seconds=0.05)
+    go_on.set()
+
+
+def test_an_error_of_a_store_that_lists_comes_through(memory, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(MemoryFileSystem, "glob", refuse)
+    with pytest.raises(PermissionError, match="no"):
+        expand("memory://bucket/*.tar")
 
 
 @pytest.mark.parametrize(("protocol", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])

@@ -316,7 +316,9 @@ def test_an_error_is_named_without_the_secrets_of_the_address(tmp_path, server, 
 @pytest.mark.parametrize("path", ["/never", "/half"])
 def test_a_stall_is_named_with_its_host_the_seconds_and_a_remedy(tmp_path, server, path):
     begin = time.monotonic()
-    with pytest.raises(TimeoutError, match=rf"no byte came from {server.url} for 0\.6 s.*raise data\.stall_seconds"):
+    with pytest.raises(
+        TimeoutError, match=rf"no byte came from {server.url} for 0\.6 s.*raise data\.reading\.stall_seconds"
+    ):
         Cache(tmp_path, stall_seconds=0.6).path(server.url + path)
     assert 0.5 < time.monotonic() - begin < 5
 

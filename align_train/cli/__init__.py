@@ -30,6 +30,13 @@ VERBS = {
         "train, score and export a model; resume=RUN goes on with a run that was stopped",
         ("align-train train", "align-train train experiment=tiny seed=2"),
     ),
+    "doctor": Verb(
+        "check what training would read, without training: shards, images, captions, speed, and a sheet of samples",
+        (
+            "align-train doctor",
+            "align-train doctor data=shards data.train.pairs.shards=shards/sample/emoji/shards model=align_tiny",
+        ),
+    ),
     "evaluate": Verb(
         "score a run, a checkpoint or a Hugging Face folder",
         (
@@ -47,7 +54,6 @@ VERBS = {
 }
 PLANNED = {
     "serve": "answer image and text queries over HTTP (not built yet)",
-    "doctor": "check machine, data and settings before a run (not built yet)",
 }
 
 

@@ -5,12 +5,17 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from stat import S_ISDIR
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
+from align_train.data.crew import Crew
+
+T = TypeVar("T")
 MOST_NAMES = 10_000_000  # that one pattern may stand for
 _LOCAL = ("file://", "local://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -20,7 +25,7 @@ _QUERY = re.compile(r"(?<=://)([^\s?'\"]*)[?#][^\s'\"]*")
 _PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
 
 
-def expand(patterns: str | Sequence[str]) -> list[str]:
+def expand(patterns: str | Sequence[str], stall_seconds: float = 120.0) -> list[str]:
     """Addresses of shards: paths for local ones, and as they were given for remote ones.
 
     A pattern is a file, a folder (for its *.tar), a glob, a brace range as `{00000..00099}` or `{a,b}`, or any of
@@ -28,14 +33,18 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     names within a glob. A shard that is named twice comes twice. Only globs ask a remote store; remote names are
     taken as they are.
 
+    Args:
+        patterns: one or several.
+        stall_seconds: after which a store that should list files counts as stalled.
+
     Raises:
+        TimeoutError: a store did not list its files in time.
         FileNotFoundError: a pattern matches nothing, or some of the local files that it names are missing.
         ValueError: the pattern runs a command, stands for too many names, is a glob of a web server, or needs a
             package that is not installed.
     """
-    return [
-        found for pattern in ([patterns] if isinstance(patterns, str) else patterns) for found in _expanded(pattern)
-    ]
+    each = [patterns] if isinstance(patterns, str) else patterns
+    return [found for pattern in each for found in _expanded(pattern, stall_seconds)]
 
 
 def is_remote(address: str) -> bool:
@@ -66,7 +75,7 @@ def check_protocol(address: str) -> None:
         raise ValueError(f"{shown(address)}: addresses of {protocol}:// cannot be read here: {remedy}") from error
 
 
-def _expanded(pattern: str) -> list[str]:
+def _expanded(pattern: str, stall_seconds: float) -> list[str]:
     if pattern == "-" or pattern.startswith("pipe:"):
         raise ValueError(
             f"{pattern!r} is no shard: commands and standard input in place of names are not read, for they run code; "
@@ -75,7 +84,7 @@ def _expanded(pattern: str) -> list[str]:
     names = [pattern] if os.path.exists(pattern) else _without_braces(pattern)
     if is_remote(pattern):
         check_protocol(pattern)
-        return [address for name in names for address in _remote(name)]
+        return [address for name in names for address in _remote(name, stall_seconds)]
     found = [_local(local_path(name)) for name in names]
     missing = [name for name, paths in zip(names, found, strict=True) if not paths]
     if missing:
@@ -120,7 +129,7 @@ def _nothing(pattern: str, missing: list[str], names: int) -> FileNotFoundError:
     )
 
 
-def _remote(name: str) -> list[str]:
+def _remote(name: str, stall_seconds: float) -> list[str]:
     """A remote name as it is; a glob or a folder as its store lists it."""
     web = name.startswith(("http://", "https://"))
     wanted = name + "*.tar" if name.endswith("/") else name
@@ -134,7 +143,13 @@ def _remote(name: str) -> list[str]:
     import fsspec
 
     store, path = fsspec.core.url_to_fs(wanted)
-    found = sorted(store.glob(path))
+    listing = Crew(1).submit(store.glob, path)
+    if not wait([listing], timeout=stall_seconds).done:
+        raise TimeoutError(
+            f"{shown(name)}: the store did not list its files within {stall_seconds:g} s: check the network, raise "
+            "data.reading.stall_seconds, or name the shards with a brace range, which needs no listing"
+        )
+    found = sorted(listing.result())
     if not found:
         raise FileNotFoundError(
             f"no shard matches {shown(name)}: check the name, and that the credentials in the environment may list it"

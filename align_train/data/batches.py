@@ -41,10 +41,11 @@ class BatchPlan:
 class BatchPlans(Sampler[BatchPlan]):
     """This rank's plans from step `start` to step `stop`, each a contiguous part of the global batch.
 
-    Iterate once. While it goes ahead of training, `after` keeps where the order stood after each step.
+    Each round begins at `start` again: Lightning begins one or two before the first step. While a round goes ahead of
+    training, it notes where the order stood after each step.
 
     Args:
-        order: where the pairs come from; it moves on.
+        order: where the pairs come from, at step `start`.
         batch_size: pairs a step, over all ranks together.
         start: first step.
         stop: step after the last.
@@ -65,16 +66,17 @@ class BatchPlans(Sampler[BatchPlan]):
             )
         self.order, self.batch_size = order, batch_size
         self.start, self.stop, self.rank, self.world_size = start, stop, rank, world_size
-        self.after: dict[int, dict[str, Any]] = {start: order.state}
+        self._after: dict[int, dict[str, Any]] = {start: order.state}
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        assert len(self.after) == 1, "the order has moved on: a second round would skip pairs"
+        assert self.start in self._after, "a round that begins again after steps would repeat their pairs"
+        order = self.order.at(self._after[self.start])
         share = self.batch_size // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
         for step in range(self.start, self.stop):
-            first = self.order.drawn
-            drawn, dropped = self.order.take(self.batch_size)
-            self.after[step + 1] = self.order.state
+            first = order.drawn
+            drawn, dropped = order.take(self.batch_size)
+            self._after[step + 1] = order.state
             yield BatchPlan(
                 first + own.start,
                 [window[pair] for window, pair in drawn[own]],
@@ -84,9 +86,9 @@ class BatchPlans(Sampler[BatchPlan]):
 
     def state_at(self, step: int) -> dict[str, Any]:
         """Where the order stood after that many steps; what was before is forgotten."""
-        for known in [known for known in self.after if known < step]:
-            del self.after[known]
-        return self.after[step]
+        for known in [known for known in self._after if known < step]:
+            del self._after[known]
+        return self._after[step]
 
     def _spares(self, first: int, drawn: Sequence[Drawn]) -> list[Place]:
         """Pairs of the last window, but not of this batch unless it is all there is."""

@@ -1,33 +1,26 @@
 """Local copies of remote files: a bounded folder that threads, processes and nodes share."""
 
-import asyncio
 import errno
 import fcntl
 import hashlib
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import BinaryIO
 from uuid import uuid4
 
-from fsspec.callbacks import Callback  # type: ignore[import-untyped]
-from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
 from align_train.data.addresses import check_protocol, is_remote, local_path, shown
+from align_train.data.downloads import NO_USE, TooLarge, download, may_pass, status_of
 
 _LEDGER = ".align-train-cache"  # holds the bytes of all copies, so that no download has to scan the folder
 _COPY = re.compile(r"[0-9a-f]{20}-.*")
 _SCRATCH = re.compile(r"\.[0-9a-f]{20}-.*\.(part|lock)")
 _SCRATCH_SECONDS = 86_400  # after which what a killed process left goes, if nobody asked for its file again
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-_NO_USE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})  # of trying again
-_PASSING = frozenset({408, 425, 429})  # statuses below 500 of a server that may answer later
 
 
 class Absent(FileNotFoundError):
@@ -56,7 +49,7 @@ class Cache:
                 f"a cache needs limit_gb and stall_seconds above 0 and attempts of 1 or more, not {limit_gb}, "
                 f"{stall_seconds} and {attempts}"
             )
-        self.folder, self.limit = Path(folder), int(limit_gb * 1e9)
+        self.folder, self.limit = Path(folder).expanduser(), int(limit_gb * 1e9)
         self.stall_seconds, self.attempts = stall_seconds, attempts
         self._absent: set[str] = set()
 
@@ -102,12 +95,12 @@ class Cache:
             part = copy.with_name(f".{copy.name}.{uuid4().hex[:8]}.part")
             _note(lock, part.name)
             try:
-                error = _attempt(address, part, self.stall_seconds / self.attempts, self.limit)
+                error = download(address, part, self.stall_seconds / self.attempts, self.limit)
                 if error is None:
                     return self._keep(part, copy)
             finally:
                 part.unlink(missing_ok=True)
-            if attempt + 1 == self.attempts or not _may_pass(error):
+            if attempt + 1 == self.attempts or not may_pass(error):
                 raise self._named(error, address, attempt + 1)
 
     def _pause(self, attempt: int) -> float:
@@ -151,7 +144,7 @@ class Cache:
     def _named(self, error: BaseException, address: str, attempts: int) -> Exception:
         """What a caller gets to see of a failed download; without the secrets of its address."""
         where, text = shown(address), shown(f"{type(error).__name__}: {error}")
-        status = _status(error)
+        status = status_of(error)
         if isinstance(error, FileNotFoundError) or status in (404, 410):
             return Absent(f"{where}: there is no such file")
         if isinstance(error, PermissionError) or status in (401, 403, 407):
@@ -163,11 +156,11 @@ class Cache:
             host = "/".join(where.split("/")[:3])
             return TimeoutError(
                 f"{where}: no byte came from {host} for {self.stall_seconds:g} s, in {attempts} attempts: check the "
-                "network and the server, or raise data.stall_seconds"
+                "network and the server, or raise data.reading.stall_seconds"
             )
-        if isinstance(error, _TooLarge):
+        if isinstance(error, TooLarge):
             return ValueError(f"{where}: {error}")
-        if isinstance(error, OSError) and error.errno in _NO_USE:
+        if isinstance(error, OSError) and error.errno in NO_USE:
             return OSError(error.errno, f"{where} cannot be copied to {self.folder}: {text}")
         tries = f"attempt {attempts} of {self.attempts}"
         return OSError(f"{where} cannot be downloaded ({text}; {tries}): check the name and the network")
@@ -185,98 +178,6 @@ def copy_name(address: str) -> str:
     digest = hashlib.sha256(f"{stem}{mark}{query}".encode()).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9._-]", "_", shown(stem).rpartition("/")[2])
     return f"{digest[:20]}-{readable[-80:]}{dot}{ending}"
-
-
-class _TooLarge(ValueError):
-    """A file that the cache can never hold."""
-
-
-class _Progress(Callback):
-    """Hears of every piece of a download; ends it where it grows too large, or was given up."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most, self.latest, self.given_up = most, time.monotonic(), False
-
-    def relative_update(self, inc: int = 1) -> None:
-        """`inc` bytes have come."""
-        self.value += inc
-        if inc:
-            self.latest = time.monotonic()
-        if self.given_up:
-            raise TimeoutError("given up")
-        largest = max(self.value, self.size or 0)
-        if largest > self.most:
-            raise _TooLarge(
-                f"it has {largest / 1e9:.9g} GB and the cache may hold {self.most / 1e9:.9g} GB: raise its limit_gb"
-            )
-
-
-def _attempt(address: str, part: Path, stall_seconds: float, most: int) -> BaseException | None:
-    """Download once; the error, if any. Never waits longer than `stall_seconds` for a byte."""
-    progress = _Progress(most)
-    future = _started(address, part, progress)
-    try:
-        while not future.done():
-            left = progress.latest + stall_seconds - time.monotonic()
-            if left <= 0:
-                return TimeoutError("no byte came")
-            wait([future], timeout=left)
-    finally:
-        progress.given_up = True
-        future.cancel()
-    error = future.exception()
-    if error is None and progress.size is not None and (size := part.stat().st_size) != progress.size:
-        return OSError(f"{size:,} of {progress.size:,} bytes came")
-    return error
-
-
-def _started(address: str, part: Path, progress: _Progress) -> Future[None]:
-    """A download under way: in the event loop of fsspec, where `cancel` ends it, or in a thread of its own."""
-    store, path = url_to_fs(address)  # of this process: fsspec keeps none over a fork
-    if store.async_impl:
-        download = store._get_file(path, str(part), callback=progress, **_options(address, store.kwargs))
-        return asyncio.run_coroutine_threadsafe(download, store.loop)
-    future: Future[None] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(store.get_file(path, str(part), callback=progress))
-        except BaseException as error:  # noqa: BLE001 the caller looks at it
-            future.set_exception(error)
-        if progress.given_up:
-            part.unlink(missing_ok=True)
-
-    threading.Thread(target=run, daemon=True).start()  # a daemon: it may hang for ever
-    return future
-
-
-def _options(address: str, kwargs: dict[str, dict[str, str]]) -> dict[str, object]:
-    """What makes a protocol's download one stream that tells of every piece, however long it takes in all."""
-    if address.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout
-
-        # aiohttp ends any answer after 300 s; and packed on the way, a file would not have the size announced
-        headers = {**kwargs.get("headers", {}), "Accept-Encoding": "identity"}
-        return {"timeout": ClientTimeout(total=None), "headers": headers}
-    if address.startswith(("s3://", "s3a://")):
-        return {"max_concurrency": 1}  # or s3fs tells of pieces of 50 MB only
-    return {"concurrency": 1} if address.startswith(("gs://", "gcs://")) else {}
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may do better."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | ValueError | ImportError):
-        return False
-    status = _status(error)
-    return getattr(error, "errno", None) not in _NO_USE and not (400 <= status < 500 and status not in _PASSING)
-
-
-def _status(error: BaseException) -> int:
-    """The HTTP status that an error of aiohttp (status) or gcsfs (code) carries, else 0."""
-    status = str(getattr(error, "status", None) or getattr(error, "code", None))
-    return int(status) if status.isdecimal() else 0
 
 
 def _touched(copy: Path) -> bool:

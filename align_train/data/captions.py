@@ -31,8 +31,7 @@ class Captions:
         for name, probability in self.fields.items():
             if isinstance(probability, bool) or not isinstance(probability, int | float) or not probability > 0:
                 raise ValueError(f"captions.{name} is {probability!r}: give a probability over 0, or leave it out")
-            kind, _, key = name.partition(".")
-            if not kind or (kind == "json") != bool(key):
+            if not all(name.split(".")) or name == "json":
                 raise ValueError(f"captions has the field {name!r}: write txt, or json.NAME for a value of the json")
         if not self.fields:
             raise ValueError("captions names no field: write {txt: 1.0}")
@@ -40,7 +39,7 @@ class Captions:
     @property
     def kinds(self) -> list[str]:
         """Kinds of members that hold the fields."""
-        return list(dict.fromkeys(name.partition(".")[0] for name in self.fields))
+        return list(dict.fromkeys(_kind_and_key(name)[0] for name in self.fields))
 
     def choose(self, texts: Mapping[str, bytes], random: np.random.Generator, where: str) -> str:
         """The caption, from the members by kind.
@@ -50,7 +49,7 @@ class Captions:
         """
         reason = "no_caption"
         for name in self._drawn(random):
-            kind, _, key = name.partition(".")
+            kind, key = _kind_and_key(name)
             if (text := _text(texts.get(kind), key, where)) is None:
                 continue
             text = clean_caption(text) if self.clean else text.strip()
@@ -65,6 +64,11 @@ class Captions:
             return list(self.fields)
         weights = np.array(list(self.fields.values()), float)
         return list(random.choice(list(self.fields), len(self.fields), replace=False, p=weights / weights.sum()))
+
+
+def _kind_and_key(name: str) -> tuple[str, str]:
+    """A field's kind of member, and the name of the value in it, where it is json."""
+    return ("json", name.removeprefix("json.")) if name.startswith("json.") else (name, "")
 
 
 def _text(content: bytes | None, key: str, where: str) -> str | None:

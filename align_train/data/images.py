@@ -1,7 +1,6 @@
 """Encoded images to uint8 pixels: decode, resize, crop, and change at random for training.
 
-Pixels are arrays (H, W, 3) of RGB. OpenCV here computes on the calling thread and its own pool: a loader that has
-threads or processes of its own sets cv2.setNumThreads(1) in each process.
+Pixels are arrays (H, W, 3) of RGB.
 """
 
 from dataclasses import dataclass
@@ -12,6 +11,10 @@ from PIL import Image
 
 from align_train.corpus.images import WHITE, Extent, decode, jpeg_pixels
 from align_train.records import Preprocessing
+
+# What runs side by side here are workers, not OpenCV's own threads. Set on import, since setting it in a forked process
+# waits forever for threads that only the parent has.
+cv2.setNumThreads(1)
 
 
 def resize(pixels: np.ndarray, size: int, antialias: bool) -> np.ndarray:

@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -93,7 +92,6 @@ class Loader:
         return on_device(read, self.device) if self.device else read
 
     def _threads(self) -> Iterator[Batch]:
-        cv2.setNumThreads(1)  # the workers are the threads
         crew = Crew(max(self.workers, 1))
         idle = deque(self._reader(worker) for worker in range(max(self.workers, 1)))
 
@@ -187,7 +185,6 @@ class _Begin:
         self._at_work = at_work
 
     def __call__(self, worker: int) -> None:
-        cv2.setNumThreads(1)  # the workers are what runs side by side
         info = get_worker_info()
         assert info is not None
         info.dataset.reading = self._at_work[worker : worker + 1]  # type: ignore[attr-defined]

@@ -228,7 +228,7 @@ class Order:
     def __init__(
         self, sources: Sequence[Source], settings: OrderSettings, opener: Opener, state: Mapping[str, Any] | None = None
     ) -> None:
-        self._settings = settings
+        self._sources, self._settings, self._opener = sources, settings, opener
         self._lists = _lists(sources)
         weights = np.array([source.weight or 1.0 for source in sources])
         self._weights = weights / weights.sum() if len(self._lists) > 1 else np.ones(1)
@@ -250,6 +250,10 @@ class Order:
             "window_pairs": {stream.name: stream.window_pairs for stream in self._streams},
             "of": self._identity,
         }
+
+    def at(self, state: Mapping[str, Any]) -> "Order":
+        """The same order, at another place."""
+        return Order(self._sources, self._settings, self._opener, state)
 
     def take(self, count: int) -> tuple[list[Drawn], Tally]:
         """The next pairs, and what was left out on the way; ValueError as `Stream.take`."""

@@ -66,7 +66,7 @@ class PairReader(Dataset[Batch]):
         self.reading = np.zeros(1, np.int64)  # number of the shard that is being read, from 1; 0 for none
         self._keep = keep
         self._files, self._collate = OpenFiles(256), Collate(preprocessing.max_tokens)
-        self._kept: dict[tuple[Path, int], np.ndarray] = {}
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_kept": {}, "_files": OpenFiles(256), "_collate": Collate(self.preprocessing.max_tokens)}
@@ -105,21 +105,25 @@ class PairReader(Dataset[Batch]):
 
     def _read(self, place: Place, where: str) -> tuple[bytes, dict[str, bytes], int]:
         """Encoded image, the other members by kind, and how many bytes these are."""
+        shard = self.shards[place.shard]
         self.reading[0] = place.shard + 1
-        path = self.shards[place.shard].path
         try:
-            texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
-            assert place.image is not None  # plans have no others
-            image = b"" if (path, place.row) in self._kept else self._files.read(path, place.image, where)
+            texts, image = shard.opened(lambda path: self._members(path, place, where))
         finally:
             self.reading[0] = 0
         return image, texts, len(image) + sum(map(len, texts.values()))
+
+    def _members(self, path: Path, place: Place, where: str) -> tuple[dict[str, bytes], bytes]:
+        texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
+        assert place.image is not None  # plans have no others
+        known = (self.shards[place.shard].address, place.row) in self._kept
+        return texts, b"" if known else self._files.read(path, place.image, where)
 
     def _pixels(self, image: bytes, place: Place, random: np.random.Generator, where: str) -> np.ndarray:
         """Decoded and changed; what is decoded is kept while there is room."""
         if not self._keep:
             return training_pixels(image, self.preprocessing, self.augmentation, random, where, self.scaled)
-        name = self.shards[place.shard].path, place.row
+        name = self.shards[place.shard].address, place.row
         square = self._kept.get(name)
         if square is None:
             square = resized(image, self.preprocessing, where, self.scaled)

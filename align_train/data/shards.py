@@ -1,10 +1,10 @@
 """Tar shards as webdataset and img2dataset write them: `key.jpg`, `key.txt`, `key.json`, and perhaps a sidecar."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,8 @@ from align_train.data.cache import Cache
 from align_train.data.captions import Captions
 from align_train.data.tars import IMAGE, BrokenShard, Index, Span, read_index
 
-CACHE_FOLDER = Path("~/.cache/align_train/shards").expanduser()
+T = TypeVar("T")
+CACHE_FOLDER = "~/.cache/align_train/shards"
 
 
 class Shard:
@@ -42,11 +43,20 @@ class Shard:
     @property
     def sidecar(self) -> Path | None:
         """The sidecar on a local disk; None where there is none."""
+        if not self.address.endswith(".tar"):  # the signature of a signed address is of the tar alone
+            return None
         return self._cache.optional(self.address.removesuffix(".tar") + ".parquet")
+
+    def opened(self, use: Callable[[Path], T]) -> T:
+        """What `use` makes of the tar's path; tried twice, since the cache may let go of a copy before it is opened."""
+        try:
+            return use(self.path)
+        except FileNotFoundError:
+            return use(self.path)
 
     def index(self, kinds: Collection[str] = ("txt",)) -> Index:
         """Its pairs; BrokenShard and OSError as `read_index`."""
-        return read_index(self.path, kinds)
+        return self.opened(lambda path: read_index(path, kinds))
 
     def lost(self, index: Index) -> int:
         """Pairs that are missing since the tar ends too early: as many as the sidecar promises, at least one."""
@@ -147,7 +157,7 @@ class OpenFiles:
 def find_shards(patterns: str | Sequence[str], cache: Cache | None = None) -> list[Shard]:
     """The shards that paths, globs, folders, brace ranges and addresses stand for, see `expand`."""
     cache = cache or Cache(CACHE_FOLDER)
-    return [Shard(address, cache) for address in expand(patterns)]
+    return [Shard(address, cache) for address in expand(patterns, cache.stall_seconds)]
 
 
 def all_places(shards: Sequence[Shard]) -> Iterator[Place]:

@@ -18,7 +18,7 @@ from align_train.files import atomic_write
 
 
 class MetricsFile(Logger):
-    """Appends metrics to RUN/metrics.csv, a row when its step is over; a new metric is a new column.
+    """Writes metrics to RUN/metrics.csv as they come, a row for each step; a new metric is a new column.
 
     Args:
         folder: the run folder.
@@ -28,7 +28,8 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = Path(folder) / "metrics.csv"
         self._columns = self._header()
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, Any] = {}  # the last one, to which more may be added
+        self._start = 0  # where it begins in the file
 
     @property
     def name(self) -> str:
@@ -51,6 +52,7 @@ class MetricsFile(Logger):
         rows = self._rows()
         self._row = next(({**row, "step": step} for row in rows if int(row["step"]) == step), {})
         self._rewrite([row for row in rows if int(row["step"]) < step])
+        self._write_row()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -58,28 +60,28 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the row of `step`, and write the row before if that was another step."""
+        """Add values to the row of `step`: at once, since a run that is killed goes on after its last checkpoint."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if not values:
             return
-        if self._row and self._row["step"] != step:
-            self._write_row()
-        self._row |= {"step": step, **values}
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write the last row."""
+        if self._row.get("step") != step:
+            self._row, self._start = {"step": step}, self.path.stat().st_size if self.path.is_file() else 0
+        self._row |= values
+        if new := [name for name in self._row if name not in self._columns]:
+            self._columns += new
+            self._rewrite([row for row in self._rows() if int(row["step"]) != step])
         self._write_row()
 
     def _write_row(self) -> None:
+        """Put the last row in the place of what was known of it before."""
         if not self._row:
             return
-        if new := [name for name in self._row if name not in self._columns]:
-            self._columns += new
-            self._rewrite(self._rows())
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(self._row)
-        self._row = {}
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(self._row)
+        with self.path.open("r+b") as file:
+            file.seek(self._start)
+            file.write(line.getvalue().encode())
+            file.truncate()
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -87,8 +89,10 @@ class MetricsFile(Logger):
         writer.writeheader()
         writer.writerows(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = text.getvalue().encode()
         with atomic_write(self.path) as file:
-            file.write(text.getvalue().encode())
+            file.write(content)
+        self._start = len(content)
 
     def _header(self) -> list[str]:
         if not self.path.is_file():

@@ -5,9 +5,10 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from align_train.corpus.images import Unusable, decode
+from align_train.data.sample_sheet import caption_font, wrapped
 from align_train.data.shards import PairFiles, Shard, all_places
 from align_train.evaluation.retrieval import Embeddings
 from align_train.files import atomic_write
@@ -28,11 +29,12 @@ def contact_sheet(embeddings: Embeddings, shards: Sequence[Shard], path: Path, q
     drawn = {embeddings.keys[number] for number in {*rows, *chain(*ranked)}}
     content = {key: (image, caption) for key, image, caption in _pairs(shards, drawn)}
     sheet = Image.new("RGB", (TEXT_WIDTH + best * (TILE + GAP) + GAP, len(rows) * (TILE + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    draw, font = ImageDraw.Draw(sheet), caption_font(15)
     for line, (row, order) in enumerate(zip(rows, ranked, strict=True)):
         top = GAP + line * (TILE + GAP)
         caption = content[embeddings.keys[row]][1]
-        draw.multiline_text((GAP, top + 4), _wrapped(caption, font), INK, font, spacing=4)
+        text = "\n".join(wrapped(caption, font, TEXT_WIDTH - 2 * GAP, lines=5))
+        draw.multiline_text((GAP, top + 4), text, INK, font, spacing=4)
         for place, found in enumerate(order):
             left = TEXT_WIDTH + place * (TILE + GAP)
             tile = decode(content[embeddings.keys[found]][0])
@@ -52,15 +54,3 @@ def _pairs(shards: Sequence[Shard], keys: set[str]) -> Iterator[tuple[str, bytes
         if place.key in keys:
             with suppress(Unusable):  # of two pairs with one key
                 yield place.key, *files.read(place)
-
-
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, lines: int = 4) -> str:
-    """The caption in lines that fit beside the images; cut with an ellipsis after `lines`."""
-    wrapped = [""]
-    for word in caption.split():
-        longer = f"{wrapped[-1]} {word}".strip()
-        if wrapped[-1] and font.getlength(longer) > TEXT_WIDTH - 2 * GAP:
-            wrapped.append(word)
-        else:
-            wrapped[-1] = longer
-    return "\n".join(wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."])

@@ -17,27 +17,32 @@ from pathlib import Path
 import simplejpeg
 import torch
 from shards import images_in
-from torch.utils.data import DataLoader
 
 from align_train.batch import Batch
-from align_train.data import Augmentation, Collate, GlobalBatches, TrainingPairs, find_shards
+from align_train.data import (
+    Augmentation,
+    BatchPlans,
+    Loader,
+    Opener,
+    Order,
+    OrderSettings,
+    PairReader,
+    Reading,
+    read_sources,
+)
 from align_train.records import Preprocessing
 
 PACKAGES = ("torch", "simplejpeg", "opencv-python-headless", "transformers", "tokenizers")
 BATCH, WARM_UP = 256, 2  # pairs, batches
 
 
-def batches(folder: Path, batch_size: int = BATCH, workers: int = 0) -> Iterator[Batch]:
+def batches(folder: Path, batch_size: int = BATCH, workers: int = 0, use: str = "processes") -> Iterator[Batch]:
     """Training batches without end, at the paper's sizes and with its augmentation."""
-    preprocessing = Preprocessing(resize=346, crop=289)
-    pairs = TrainingPairs(find_shards(str(folder)), preprocessing, Augmentation())
-    loader = DataLoader(
-        pairs,  # type: ignore[arg-type]
-        batch_sampler=GlobalBatches(batch_size, 0, 10**9),
-        num_workers=workers,
-        collate_fn=Collate(preprocessing.max_tokens),
-    )
-    return iter(loader)
+    reading = Reading(use=use)
+    sources = read_sources({"pairs": {"shards": str(folder)}}, reading.cache)
+    plans = BatchPlans(Order(sources, OrderSettings(), Opener(sources)), batch_size, 0, 10**9)
+    reader = PairReader(sources, Preprocessing(resize=346, crop=289), Augmentation())
+    return iter(Loader(reader, plans, workers, reading))
 
 
 def decoded(folder: Path, images: int) -> Iterator[int]:

@@ -1,0 +1,158 @@
+"""`align-train doctor`: check what training would read, without training."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from align_train.cli.doctor_report import report
+from align_train.data import BatchPlans, Loader, Opener, Order, OrderSettings, PairReader, Reading, Source, read_sources
+from align_train.data.inspection import Epoch, SpeedFacts, check_shards, least_batches, measure_speed, open_shards
+from align_train.data.sample_sheet import COLUMNS, ROWS, Tile, sample_sheet
+from align_train.data.sampling import Sampling, Seen, caption_facts, pair_facts, read_pairs, repeats
+from align_train.data.verdict import Findings, epochs, faults, notes
+from align_train.files import atomic_write
+from align_train.records import Preprocessing
+
+
+def doctor(config: DictConfig) -> None:
+    """Look at every source, measure the speed, print a report, write doctor.json and contact_sheet.png.
+
+    Exits with 1 where training would stop, or lose more than data.reading.max_quarantined.
+    """
+    check_settings(config)
+    reading: Reading = instantiate(config.data.get("reading")) or Reading()
+    sources = read_sources(instantiate(config.data.train, _convert_="all"), reading.cache)
+    sampling = Sampling(
+        preprocessing=Preprocessing(**config.model.preprocessing),
+        augmentation=instantiate(config.data.augmentation),
+        scaled=reading.scaled_decoding,
+        pairs=config.pairs,
+        keep=COLUMNS * ROWS,
+        seed=config.seed,
+        stall_seconds=reading.stall_seconds,
+    )
+    with counted_not_told():
+        looks = {source.name: examine(source, sampling, config) for source in sources}
+        found = {name: look.findings for name, look in looks.items()}
+        speed, wrong = rehearse(list(looks.values()), sampling, reading, config)
+    sequences = epochs(sources, [facts.opened.epoch_pairs for facts in found.values()])
+    wrong = faults(found, sequences, config.data.batch_size, reading.max_quarantined) + wrong
+    if counts := OmegaConf.select(config, "data.order.samples_per_epoch"):
+        sequences = {"all": Epoch(counts, 1.0)}
+    hints = notes(found, sampling.preprocessing.max_tokens)
+    result = {
+        "sources": {name: asdict(facts) for name, facts in found.items()},
+        "speed": speed and asdict(speed) | {"epoch_seconds": speed.epoch_seconds(sequences)},
+        "wrong": wrong,
+        "notes": hints,
+    }
+    print(report(found, sequences, speed, sampling.preprocessing.max_tokens))
+    write(Path(config.folder), result, {name: look.seen for name, look in looks.items()})
+    for said in [*(f"note: {hint}" for hint in hints), *(f"wrong: {fault}" for fault in wrong)]:
+        print(said)
+    print(f"doctor.json and contact_sheet.png in {config.folder}")
+    if wrong:
+        sys.exit(1)
+
+
+class Look(NamedTuple):
+    """What is known of a source, the pairs that were read, and the source of those shards alone that have pairs."""
+
+    findings: Findings
+    seen: list[Seen]
+    opened: Source
+
+
+def check_settings(config: DictConfig) -> None:
+    """Raise ValueError for data without shards, and for a number out of range."""
+    if "train" not in config.data:
+        raise ValueError(
+            "data=coyo_stream has no shards to look at: try its rules with `align-train prepare source=coyo "
+            "dry_run=true source.metadata=... source.folder=...`, or prepare shards and give data=shards"
+        )
+    for key in ("shards", "opened", "pairs", "data.batch_size"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    if not config.seconds > 0:
+        raise ValueError(f"seconds is {config.seconds!r}; give a time over 0")
+
+
+@contextmanager
+def counted_not_told() -> Iterator[None]:
+    """Without a line in the log for every broken pair and shard: the report has them all."""
+    log = logging.getLogger("align_train.data")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def examine(source: Source, sampling: Sampling, config: DictConfig) -> Look:
+    """Look for the shards of a source, open some, read some pairs."""
+    stall_seconds = sampling.stall_seconds
+    shards = check_shards(source.shards, config.shards, stall_seconds)
+    opened, facts = open_shards(source, shards.broken, config.opened, config.seed, stall_seconds)
+    seen: list[Seen] = []
+    error = ""
+    try:
+        seen = read_pairs(source, opened, sampling)
+    except OSError as problem:  # a time-out is one
+        error = str(problem)
+    captions = caption_facts([pair.caption for pair in seen if not pair.lost], sampling.preprocessing.max_tokens)
+    findings = Findings(shards, facts, pair_facts(seen), captions, repeats(opened, seen), error)
+    used = [source.shards[number] for number, shard in opened.items() if len(shard.rows)]
+    return Look(findings, seen, replace(source, shards=used))
+
+
+def rehearse(
+    looks: Sequence[Look], sampling: Sampling, reading: Reading, config: DictConfig
+) -> tuple[SpeedFacts | None, list[str]]:
+    """The speed of reading the opened shards, and what training would stop with.
+
+    Batches are smaller where these hold fewer pairs than a batch takes.
+    """
+    sources = [look.opened for look in looks]
+    sequences = epochs(sources, [look.findings.opened.usable for look in looks])
+    most = min(int(epoch.pairs / epoch.share) for epoch in sequences.values())
+    if not most or any(look.findings.error or look.findings.opened.error for look in looks):
+        return None, []
+    batch_size, workers = min(config.data.batch_size, most), config.data.get("workers", 0)
+    order: OrderSettings = instantiate(config.data.get("order")) or OrderSettings()
+    reader = PairReader(
+        sources, sampling.preprocessing, sampling.augmentation, order.seed, reading.keep_decoded, sampling.scaled
+    )
+    opener = Opener(sources, reading.stall_seconds, max_quarantined=1.0)
+    steps = sum(epoch.pairs for epoch in sequences.values()) // batch_size
+    plans = BatchPlans(Order(sources, order, opener), batch_size, 0, max(steps, least_batches(workers)))
+    try:
+        speed = measure_speed(Loader(reader, plans, workers, reading), config.seconds)
+    except (ValueError, OSError) as error:
+        said = str(error).rstrip()
+        if "Original Traceback" in said:  # of a worker process, which ends with what was raised
+            said = said.splitlines()[-1].partition(": ")[2]
+        return None, [f"reading stopped: {said}"]
+    return speed, []
+
+
+def write(folder: Path, result: Mapping[str, Any], seen: Mapping[str, Sequence[Seen]]) -> None:
+    """doctor.json, and contact_sheet.png with pairs of all sources in turn; the JSON has their captions in full."""
+    folder.mkdir(parents=True, exist_ok=True)
+    usable = [[(name, pair) for pair in pairs if pair.pixels is not None] for name, pairs in seen.items()]
+    turns = [drawn for turn in zip_longest(*usable) for drawn in turn if drawn][: COLUMNS * ROWS]
+    sheet = [{"source": name, "key": pair.key, "caption": pair.caption} for name, pair in turns]
+    tiles = [Tile(pair.pixels, pair.caption, f"{name}/{pair.key}") for name, pair in turns if pair.pixels is not None]
+    sample_sheet(tiles, folder / "contact_sheet.png")
+    with atomic_write(folder / "doctor.json") as file:
+        file.write((json.dumps({**result, "contact_sheet": sheet}, indent=2, ensure_ascii=False) + "\n").encode())

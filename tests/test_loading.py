@@ -1,0 +1,138 @@
+"""Processes and threads give the same batches; what stalls is named; what ends leaves nothing behind."""
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+import torch
+from conftest import drawn_image
+from reading import NONE, SMALL, batches, order_of, pair_members, sources, write_tar
+
+from align_train.data import BatchPlans, Loader, PairReader, Reading
+from align_train.data.cache import Cache
+from align_train.data.crew import Crew
+from align_train.data.loading import on_device
+
+
+def reading(**given):
+    return Reading(**{"stall_seconds": 20.0, "max_quarantined": 1.0, "cache": Cache("unused"), **given})
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Twelve pairs of which number 3 is an HTML page and number 7 a truncated image."""
+    images = {3: b"<html>404</html>", 7: drawn_image(7)[:-300]}
+    return write_tar(tmp_path / "broken.tar", [m for n in range(12) for m in pair_members(n, images.get(n))])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
+@pytest.mark.parametrize("use", ["processes", "threads"])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_do_not_change_the_batches(broken, use, workers):
+    alone = batches(sources(pairs=broken))
+    others = batches(sources(pairs=broken), workers=workers, reading=reading(use=use, prefetch=2))
+    for one, other in zip(alone, others, strict=True):
+        assert one.keys == other.keys
+        assert one.dropped == other.dropped
+        assert one.bytes == other.bytes
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.attention_mask, other.attention_mask)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_threads_read_only_so_far_ahead(make_shards, monkeypatch, workers):
+    asked = []
+    read = Crew.submit
+    monkeypatch.setattr(Crew, "submit", lambda crew, f, *a: (asked.append(f.__name__), read(crew, f, *a))[1])
+    found = batches(
+        sources(pairs=make_shards(32)), steps=20, workers=workers, reading=reading(use="threads", prefetch=3)
+    )
+    for used in range(1, 4):
+        next(found)
+        assert asked.count("read") == used + workers * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("use", ["processes", "threads"])
+def test_a_shard_that_stalls_as_it_is_opened_is_named(tmp_path, use, workers):
+    pipe = tmp_path / "stalls.tar"
+    os.mkfifo(pipe)  # opening it waits for a writer that never comes
+    found = batches(sources(pairs=pipe), workers=workers, reading=reading(use=use, stall_seconds=0.2))
+    with pytest.raises(
+        TimeoutError, match=r"stalls\.tar did not answer for 0\.2 seconds.*data\.reading\.stall_seconds"
+    ):
+        next(found)
+    os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # let the thread go
+
+
+@pytest.mark.parametrize(("use", "workers"), [("threads", 0), ("threads", 2), ("processes", 1)])
+def test_a_shard_that_stalls_as_it_is_read_is_named(make_shards, monkeypatch, use, workers):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long a worker may take to end
+    folder = make_shards(16)
+    tar, read = folder / "00000.tar", sources(pairs=folder)
+    plans = list(BatchPlans(order_of(read), 4, 0, 4))
+    tar.unlink()
+    os.mkfifo(tar)
+    loader = Loader(PairReader(read, SMALL, NONE), plans, workers, reading(use=use, stall_seconds=1.0))
+    with pytest.raises(TimeoutError, match=r"no batch for 1 seconds: no answer from .*00000\.tar\. Check its disk"):
+        list(loader)
+    os.close(os.open(tar, os.O_RDWR | os.O_NONBLOCK))  # let the threads go
+
+
+def test_a_worker_that_dies_is_an_error(make_shards):
+    found = batches(sources(pairs=make_shards(32)), steps=40, workers=1, reading=reading(prefetch=1))
+    next(found)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        list(found)
+
+
+def test_what_is_left_early_leaves_no_thread(make_shards):
+    before = threading.active_count()
+    found = batches(sources(pairs=make_shards(32)), steps=40, workers=3, reading=reading(use="threads"))
+    next(found)
+    crews = [thread for thread in threading.enumerate() if thread.daemon]
+    found.close()
+    del found
+    for thread in crews:
+        thread.join(5)
+    assert threading.active_count() <= before
+
+
+def test_an_error_of_a_thread_is_raised(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [member for n in range(3) for member in pair_members(n, b"<html>")])
+    found = batches(sources(pairs=path), batch_size=2, workers=2, reading=reading(use="threads"))
+    with pytest.raises(ValueError, match="20 pairs in a row could not be used"):
+        next(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"use": "fibres"}, r"data\.reading\.use is 'fibres': choose processes or threads"),
+        ({"prefetch": 0}, r"data\.reading\.prefetch is 0"),
+        ({"keep_decoded": -1}, r"data\.reading\.keep_decoded is -1"),
+        ({"stall_seconds": 0}, r"data\.reading\.stall_seconds is 0"),
+        ({"max_quarantined": 1.5}, r"data\.reading\.max_quarantined is 1\.5"),
+    ],
+)
+def test_wrong_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        reading(**given)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("use", ["processes", "threads"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(make_shards, use):
+    folder = make_shards(32)
+    device = torch.device("cuda", torch.cuda.current_device())
+    plain = list(batches(sources(pairs=folder)))
+    moved = list(on_device(batches(sources(pairs=folder), workers=2, reading=reading(use=use)), device))
+    for one, other in zip(plain, moved, strict=True):
+        assert other.pixels.device == device
+        assert torch.equal(one.pixels, other.pixels.cpu())
+        assert torch.equal(one.input_ids, other.input_ids.cpu())
+        assert one.keys == other.keys

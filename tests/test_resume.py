@@ -1,0 +1,150 @@
+"""A run that was killed goes on at the very next pair, on as many ranks and workers as there then are."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from conftest import drawn_pair
+from hydra import compose, initialize_config_dir
+
+from align_train.cli.train import train
+from align_train.engine import PairData, Progress, read_checkpoint, recalibration
+from align_train.shipped import config_folder
+
+Overrides = Callable[..., list[str]]
+
+
+def run(overrides: list[str]) -> Path:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        config = compose("train", [word for word in overrides if not word.startswith("hydra.")])
+    train(config)
+    return Path(config.folder)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def result(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def killed(overrides: list[str], step: int) -> None:
+    """A run whose process is killed at the end of a step."""
+    end = Progress.on_train_batch_end
+
+    def die(self: Progress, trainer: L.Trainer, *rest: object) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        end(self, trainer, *rest)  # type: ignore[arg-type]
+
+    Progress.on_train_batch_end = die  # type: ignore[method-assign]
+    run(overrides)
+
+
+@pytest.mark.parametrize(("step", "workers", "use"), [(3, 2, "processes"), (5, 1, "threads")])
+def test_after_kill_9_the_curve_is_that_of_a_run_never_stopped(
+    tiny_run: Overrides, step: int, workers: int, use: str
+) -> None:
+    more = (
+        "max_steps=9", "checkpoint_every=2", "validate_every=4", "data.order.shuffle_shards=2", "data.batch_size=12",
+        "model.text.dropout=0.1", "model.vision.stochastic_depth=0.5", "data.augmentation.rotation=10.0",
+        f"data.workers={workers}", f"data.reading.use={use}", "data.reading.prefetch=2",
+    )  # fmt: skip
+    whole = run(tiny_run("whole", *more))
+    words = tiny_run("parted", *more)
+    process = torch.multiprocessing.get_context("spawn").Process(target=killed, args=(words, step))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    parted = Path(next(word for word in words if word.startswith("folder=")).partition("=")[2])
+    assert read_checkpoint(parted)["global_step"] == 2 * (step // 2)
+    run([*words, f"resume={parted}"])
+    losses = [[row["loss"] for row in rows(folder)] for folder in (whole, parted)]
+    assert losses[0] == losses[1]
+    assert len(set(losses[0]) - {""}) == 9
+    first, second = (read_checkpoint(folder)["state_dict"] for folder in (whole, parted))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    counts = ("pairs_read", "pairs_seen", "bytes_read", "dropped", "effective_epochs", "quarantined")
+    assert {name: result(parted)[name] for name in counts} == {name: result(whole)[name] for name in counts}
+
+
+def part(number: int, ranks: int, words: list[str], port: int, keys: Path) -> None:
+    """One of the ranks that train together; notes the pairs that it trains on."""
+    if ranks > 1:
+        os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
+    recalibration.BATCHES = 1
+    seen: list[str] = []
+    PairData.on_after_batch_transfer = lambda self, batch, index: (  # type: ignore[method-assign]
+        (seen.extend(batch.keys) if self.trainer.training else None) or batch
+    )
+    run(words)
+    keys.with_name(f"{keys.name}-{number}.json").write_text(json.dumps(seen))
+
+
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (1, 2)), ((1, 0), (2, 1))])
+def test_another_number_of_ranks_and_workers_sees_each_pair_once(
+    tiny_run: Overrides, tmp_path: Path, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    words = tiny_run("run", "data.batch_size=8", "data.order.shuffle_shards=2", "data.validation=null")
+    folder = Path(next(word for word in words if word.startswith("folder=")).partition("=")[2])
+    schedule = "schedule.total_steps=8"
+    for name, (ranks, workers), more in (
+        ("before", before, ["max_steps=3", schedule]),
+        ("after", after, ["max_steps=8", schedule, f"resume={folder}"]),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        given = [*words, *more, f"data.workers={workers}", f"trainer.devices={ranks}"]
+        torch.multiprocessing.spawn(part, (ranks, given, port, tmp_path / name), nprocs=ranks)
+    seen = [key for path in sorted(tmp_path.glob("*-?.json")) for key in json.loads(path.read_text())]
+    assert Counter(seen) == {drawn_pair(number).key: 1 for number in range(64)}
+    assert result(folder)["effective_epochs"] == {"pairs": 1.0}
+    assert result(folder)["pairs_seen"] == 64
+
+
+def test_ranks_that_read_different_data_are_found_out(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "align_train.engine.data.gather_objects", lambda state: [state, {**state, "cursors": {"x": []}}]
+    )
+    with pytest.raises(RuntimeError, match=r"ranks are not at the same place .*rank 1: .*Resume from the checkpoint"):
+        run(tiny_run())
+
+
+def test_a_checkpoint_without_a_place_in_the_data_is_refused(tiny_run: Overrides) -> None:
+    folder = run(tiny_run("run", "max_steps=3"))
+    path = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["PairData"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="of step 3 and says nothing of its place in the data"):
+        run(tiny_run("run", f"resume={folder}"))
+
+
+def test_what_was_read_is_in_the_metrics_and_in_the_result(tiny_run: Overrides, tmp_path: Path) -> None:
+    overrides = tiny_run("run", "data.reading.max_quarantined=0.5", "data.batch_size=16", "max_steps=6")
+    (tmp_path / "shards" / "00000.tar").write_bytes(b"<html>" * 200)
+    folder = run(overrides)
+    said = result(folder)
+    assert said["pairs_read"] == said["pairs_seen"] == 96
+    assert said["effective_epochs"] == {"pairs": 2.0}
+    assert list(said["quarantined"]) == [str(tmp_path / "shards" / "00000.tar")]
+    content = sum(len(drawn_pair(n).image) + len(drawn_pair(n).caption) for n in range(16, 64))
+    assert said["bytes_read"] == 2 * content
+    last = rows(folder)[-2]  # the last row is of validation
+    assert float(last["bytes_read"]) == 2 * content
+    assert float(last["effective_epochs/pairs"]) == 2.0
+    assert float(last["quarantined_shards"]) == 1.0
+    assert float(last["pairs_read"]) == 96.0
