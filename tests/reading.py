@@ -9,6 +9,7 @@ from typing import Any
 from conftest import drawn_pair
 
 from align_train.batch import Batch
+from align_train.corpus.images import Unusable
 from align_train.data import (
     Augmentation,
     BatchPlans,
@@ -22,6 +23,7 @@ from align_train.data import (
     read_sources,
 )
 from align_train.data.cache import Cache
+from align_train.data.shards import PairFiles, Shard, all_places
 from align_train.records import Preprocessing
 
 SMALL = Preprocessing(resize=12, crop=10, max_tokens=8)
@@ -43,6 +45,17 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 def pair_members(number: int, image: bytes | None = None) -> list[tuple[str, bytes]]:
     pair = drawn_pair(number)
     return [(f"{pair.key}.jpg", image or pair.image), (f"{pair.key}.txt", pair.caption.encode())]
+
+
+def read_all(shard: Shard) -> list[tuple[str, bytes, str] | str]:
+    """What each pair of a shard gives: its key, image and caption, or the reason why it is unusable."""
+    files, found = PairFiles([shard]), list[tuple[str, bytes, str] | str]()
+    for place in all_places([shard]):
+        try:
+            found.append((place.key, *files.read(place)))
+        except Unusable as problem:
+            found.append(problem.reason if str(shard.path) in str(problem) else "unnamed file")
+    return found
 
 
 def sources(**given: Mapping[str, Any] | Path | str) -> list[Source]:

@@ -8,6 +8,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from reading import read_all
 
 from align_train.corpus.hf_dataset import dataset_pairs
 from align_train.corpus.prepare import prepare_dataset, prepare_sample
@@ -27,10 +28,9 @@ def test_prepare_sample_writes_and_then_rests(tmp_path):
     sample = {pair.key: pair for pair in read_sample()}
     shard = Shard(tmp_path / "emoji" / "shards" / "00003.tar")
     rows = pq.read_table(tmp_path / "emoji" / "shards" / "00003.parquet").to_pylist()
-    assert len(shard) == 450
-    for number, row in enumerate(rows):
-        pair = sample[row["url"].removeprefix("package:")]
-        assert shard.read(number) == (str(row["id"]), pair.image, pair.caption)
+    assert len(rows) == 450
+    pairs = [(str(row["id"]), sample[row["url"].removeprefix("package:")]) for row in rows]
+    assert read_all(shard) == [(key, pair.image, pair.caption) for key, pair in pairs]
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.name != ".lock"}
     assert prepare_sample(tmp_path) == reports
     assert times == {path: path.stat().st_mtime_ns for path in times}

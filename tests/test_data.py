@@ -37,6 +37,33 @@ def test_long_captions_are_cut_and_short_ones_padded_to_the_longest():
     assert tokenize(load_tokenizer(6), ["cat"])[0].shape == (1, 3)
 
 
+def test_tokens_are_those_of_transformers():
+    random = np.random.default_rng(0)
+    words = [
+        "a",
+        "photo",
+        "of",
+        "Ünïcode",
+        "汉字",
+        "naïve",
+        "don't",
+        "re-use",
+        "3.14",
+        "&amp;",
+        "[SEP]",
+        "😀",
+        "\u200b",
+        "zzzqqq",
+    ]
+    tokenizer = load_tokenizer(12)
+    for length in (1, 5, 40):
+        captions = [" ".join(random.choice(words, random.integers(1, length + 1))) for _ in range(50)]
+        theirs = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+        ids, mask = tokenize(tokenizer, captions)
+        assert torch.equal(ids, theirs["input_ids"])
+        assert torch.equal(mask, theirs["attention_mask"])
+
+
 @pytest.mark.parametrize("content", ["", "cat\ndog\n", '{"model": {"vocab": {}}}'])
 def test_a_wrong_vocabulary_is_an_error(tmp_path, content):
     path = tmp_path / "vocab.txt"

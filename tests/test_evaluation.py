@@ -77,7 +77,7 @@ def exam(folder, **settings):
 def spoil(folder, number, content):
     """Write `content` over the image of a pair of a single shard."""
     (shard,) = find_shards(str(folder))
-    span = shard.rows[number].image
+    span = shard.index().span("image", number)
     with shard.path.open("r+b") as file:
         file.seek(span.offset)
         file.write(content)
@@ -138,12 +138,12 @@ def test_an_exclusion_that_cannot_be_followed_is_an_error(make_shards):
         raise AssertionError("the exclusion is to be checked before the first batch")
 
     model = Known(never, never)
-    with pytest.raises(ValueError, match=r"exclude names the column 'colour', but .*00000\.parquet"):
+    with pytest.raises(ValueError, match=r"exclude names the column 'colour', but .*00000\.tar has no sidecar with it"):
         exam(folder, exclude={"colour": ["red"]}).embed(model)
     with pytest.raises(ValueError, match=r"exclude of 'parity' is the text 'odd'.*\[odd\]"):
         exam(folder, exclude={"parity": "odd"}).embed(model)
     (folder / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match=r"exclude names the column 'parity', but .*00000\.parquet is missing"):
+    with pytest.raises(ValueError, match=r"exclude names the column 'parity', but .*00000\.tar has no sidecar"):
         exam(folder, exclude={"parity": ["odd"]}).embed(model)
     assert excluded_keys(find_shards(str(folder)), {}) == set()  # without an exclusion no sidecar is needed
 

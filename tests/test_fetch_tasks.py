@@ -22,6 +22,7 @@ import webdataset as wds
 from fetching import LOCAL, QUICK, SMALL, job_of, members, run_here, state
 from metadata import coyo_table, parquet, resources
 from PIL import Image
+from reading import read_all
 
 from align_train.corpus.fetch import Columns, Fetcher, FetchSettings, run_job
 from align_train.corpus.fetch.summary import summarise
@@ -162,10 +163,7 @@ def check_counts(report, sidecar, shard):
 
 def check_readers(shard, came, content):
     """Our reader and webdataset see the same pairs."""
-    ours = Shard(shard)
-    assert len(ours) == len(ours.rows) == len(came)
-    read = [ours.read(number) for number in range(len(ours))]
-    ours.close()
+    read = read_all(Shard(shard))
     assert read == [(row["key"], content[f"{row['key']}.jpg"], row["caption"]) for row in came]
     samples = [(s["__key__"], s["jpg"], s["txt"].decode()) for s in wds.WebDataset(str(shard), shardshuffle=False)]
     gc.collect()  # webdataset leaves its files to the collector; here, where the warning is expected

@@ -13,41 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from conftest import drawn_image, drawn_pair
+from reading import SMALL, pair_members, read_all, write_tar
 from webdataset.tariterators import base_plus_ext
 
-from align_train.corpus.images import Unusable
 from align_train.data import EvaluationPairs, Shard, evaluation_batches, find_shards
-from align_train.data.shards import OpenFiles, PairFiles, all_places
+from align_train.data.shards import OpenFiles, all_places
 from align_train.data.tars import BrokenShard, _any_members, _key_and_kind, _members
-from align_train.records import Preprocessing
-
-SMALL = Preprocessing(resize=12, crop=10, max_tokens=8)
-
-
-def write_tar(path, members):
-    """A tar of (name, content), without a sidecar."""
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def pair_members(number, image=None):
-    pair = drawn_pair(number)
-    return [(f"{pair.key}.jpg", image or pair.image), (f"{pair.key}.txt", pair.caption.encode())]
-
-
-def read_all(shard):
-    """What each pair of a shard gives: its key, image and caption, or the reason why it is unusable."""
-    files, found = PairFiles([shard]), []
-    for place in all_places([shard]):
-        try:
-            found.append((place.key, *files.read(place)))
-        except Unusable as problem:
-            found.append(problem.reason if str(shard.path) in str(problem) else "unnamed file")
-    return found
 
 
 def read_by_webdataset(path):

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -70,6 +71,7 @@ class Look(NamedTuple):
     findings: Findings
     seen: list[Seen]
     opened: Source
+    seconds: float  # that it took to read the pairs, one after another
 
 
 def check_settings(config: DictConfig) -> None:
@@ -105,15 +107,16 @@ def examine(source: Source, sampling: Sampling, config: DictConfig) -> Look:
     shards = check_shards(source.shards, config.shards, stall_seconds)
     opened, facts = open_shards(source, shards.broken, config.opened, config.seed, stall_seconds)
     seen: list[Seen] = []
-    error = ""
+    error, start = "", time.perf_counter()
     try:
         seen = read_pairs(source, opened, sampling)
     except OSError as problem:  # a time-out is one
         error = str(problem)
+    seconds = time.perf_counter() - start
     captions = caption_facts([pair.caption for pair in seen if not pair.lost], sampling.preprocessing.max_tokens)
     findings = Findings(shards, facts, pair_facts(seen), captions, repeats(opened, seen), error)
     used = [source.shards[number] for number, shard in opened.items() if len(shard.rows)]
-    return Look(findings, seen, replace(source, shards=used))
+    return Look(findings, seen, replace(source, shards=used), seconds)
 
 
 def rehearse(
@@ -121,14 +124,18 @@ def rehearse(
 ) -> tuple[SpeedFacts | None, list[str]]:
     """The speed of reading the opened shards, and what training would stop with.
 
-    Batches are smaller where these hold fewer pairs than a batch takes.
+    Batches are smaller where these hold fewer pairs than a batch takes, or where the few batches that a speed takes
+    would take too long, as with large photographs.
     """
     sources = [look.opened for look in looks]
     sequences = epochs(sources, [look.findings.opened.usable for look in looks])
     most = min(int(epoch.pairs / epoch.share) for epoch in sequences.values())
     if not most or any(look.findings.error or look.findings.opened.error for look in looks):
         return None, []
-    batch_size, workers = min(config.data.batch_size, most), config.data.get("workers", 0)
+    workers = config.data.get("workers", 0)
+    rate = sum(len(look.seen) for look in looks) / sum(look.seconds for look in looks)
+    in_time = int(rate * config.seconds / least_batches(workers))
+    batch_size = max(1, min(config.data.batch_size, most, in_time))
     order: OrderSettings = instantiate(config.data.get("order")) or OrderSettings()
     reader = PairReader(
         sources, sampling.preprocessing, sampling.augmentation, order.seed, reading.keep_decoded, sampling.scaled

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 
 from align_train.data.inspection import Epoch, SpeedFacts
-from align_train.data.sampling import CaptionFacts, Spread
+from align_train.data.sampling import CaptionFacts, PairFacts, Spread
 from align_train.data.verdict import Findings, broken_shards
 from align_train.records import Tally
 
 BAR, SHOWN = 40, 100  # characters of the longest bar, and of a caption
+MOST = 20  # broken shards that are listed
 
 
 def report(
@@ -25,7 +26,9 @@ def _source(name: str, facts: Findings, max_tokens: int) -> Iterator[str]:
     looked = "all" if shards.asked == shards.count else f"{shards.asked:,}"
     yield _line("shards", f"{shards.count:,}; {looked} were looked for: {shards.bytes / 1e6:,.1f} MB")
     yield _line("", f"broken: {len(broken) or 'none'}")
-    yield from (_line("", f"  {shard}: {why}") for shard, why in broken.items())
+    yield from (_line("", f"  {shard}: {why.removeprefix(f'{shard}: ')}") for shard, why in list(broken.items())[:MOST])
+    if len(broken) > MOST:
+        yield _line("", "  and others, see doctor.json")
     opened_of = "all" if opened.shards == shards.count else f"{opened.shards:,} of {shards.count:,}"
     yield _line("opened", f"{opened_of} shards: {opened.usable:,} usable pairs")
     yield _line("", f"left out by rules: {Tally(opened.filtered).described()}")
@@ -37,16 +40,21 @@ def _source(name: str, facts: Findings, max_tokens: int) -> Iterator[str]:
     yield _line("pairs", f"{pairs.read:,} read, {pairs.usable:,} usable{share}")
     for reason, count in pairs.unusable.items():
         yield _line("", f"{reason}: {count}, such as {pairs.examples[reason]}")
-    yield _line("", f"formats: {Tally(pairs.formats).described()}")
-    for what, spread in (("width", pairs.width), ("height", pairs.height), ("bytes", pairs.bytes)):
-        yield _line("", f"{what}: {_spread(spread)}")
-    yield from _captions(facts.captions, max_tokens)
+    if pairs.usable:
+        yield from _images(pairs)
+        yield from _captions(facts.captions, max_tokens)
     again = ", ".join(f"{what} {found['count']:,}" for what, found in facts.repeats.items())
     yield _line("repeats", f"of what was looked at: {again}")
     for what, found in facts.repeats.items():
         if found["count"]:
             yield _line("", f"{what}, such as {_cut(found['example'])}")
     yield ""
+
+
+def _images(pairs: PairFacts) -> Iterator[str]:
+    yield _line("", f"formats: {Tally(pairs.formats).described()}")
+    for what, spread in (("width", pairs.width), ("height", pairs.height), ("bytes", pairs.bytes)):
+        yield _line("", f"{what}: {_spread(spread)}")
 
 
 def _captions(captions: CaptionFacts, max_tokens: int) -> Iterator[str]:

@@ -100,8 +100,10 @@ def check_shards(shards: Sequence[Shard], most: int, stall_seconds: float) -> Sh
     for address, answer in zip(asked, tqdm(answers, desc="look for shards", unit="shard", delay=3), strict=True):
         try:
             size = answer.result(patience)
-        except FileNotFoundError:
-            broken[shown(address)] = "missing"
+        except FileNotFoundError as error:
+            away = error.__cause__  # fsspec says so too of a web server that does not answer
+            known = away is None or getattr(away, "status", 0) in (404, 410)
+            broken[shown(address)] = "missing" if known else shown(f"{type(away).__name__}: {away}")
         except TimeoutError:
             broken[shown(address)], patience = f"no answer for {stall_seconds:g} seconds", 0.0
         except Exception as error:  # noqa: BLE001 # stores raise anything

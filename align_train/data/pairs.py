@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import BertTokenizer
 
@@ -78,12 +79,13 @@ class PairReader(Dataset[Batch]):
             ValueError: twenty in a row cannot be used.
             OSError: a shard cannot be read any more.
         """
-        batch = self._collate([self._example(plan, number) for number in range(len(plan))])
-        assert isinstance(batch, Batch)
-        batch.dropped.update(plan.dropped)
-        return batch
+        side = self.preprocessing.crop
+        pixels = np.empty((len(plan), side, side, 3), np.uint8)
+        examples = [self._example(plan, number, pixels[number]) for number in range(len(plan))]
+        return self._collate.batch(torch.from_numpy(pixels), examples, plan.dropped)
 
-    def _example(self, plan: BatchPlan, number: int) -> Example:
+    def _example(self, plan: BatchPlan, number: int, pixels: np.ndarray) -> Example:
+        """Fill in the pixels of a pair."""
         position = plan.first + number
         random = np.random.default_rng([self.seed, position])
         dropped, place, reason = Tally(), plan.places[number], ""
@@ -92,7 +94,8 @@ class PairReader(Dataset[Batch]):
             try:
                 image, texts, size = self._read(place, where)
                 caption = self._captions[place.shard].choose(texts, random, where)
-                return Example(place.key, self._pixels(image, place, random, where), caption, dropped, size)
+                pixels[:] = self._pixels(image, place, random, where)  # at once, while they are in the CPU's cache
+                return Example(place.key, pixels, caption, dropped, size)
             except Unusable as problem:
                 log.warning("skipped %s", problem)
                 dropped[problem.reason] += 1
@@ -164,20 +167,19 @@ class Collate:
 
     def __call__(self, examples: Sequence[Example | Tally]) -> Batch | Tally:
         """A Batch of what could be used; a bare Tally if nothing could."""
-        dropped, used = Tally(), []
-        for example in examples:
-            if isinstance(example, Example):
-                used.append(example)
-                dropped.update(example.dropped)
-            else:
-                dropped.update(example)
+        used = [example for example in examples if isinstance(example, Example)]
+        unused = sum((example for example in examples if isinstance(example, Tally)), Tally())
         if not used:
-            return dropped
+            return unused
+        return self.batch(torch.from_numpy(np.stack([example.pixels for example in used])), used, unused)
+
+    def batch(self, pixels: Tensor, examples: Sequence[Example], dropped: Tally) -> Batch:
+        """A Batch of examples and their pixels, uint8 (B, H, W, 3); `dropped` comes on top of what they count."""
         self._tokenizer = self._tokenizer or load_tokenizer(self.max_tokens)
-        input_ids, mask = tokenize(self._tokenizer, [example.caption for example in used])
-        pixels = torch.from_numpy(np.stack([example.pixels for example in used])).permute(0, 3, 1, 2)
-        keys, size = tuple(example.key for example in used), sum(example.bytes for example in used)
-        return Batch(pixels, input_ids, mask, keys, dropped, bytes=size)
+        input_ids, mask = tokenize(self._tokenizer, [example.caption for example in examples])
+        keys, size = tuple(example.key for example in examples), sum(example.bytes for example in examples)
+        dropped = sum((example.dropped for example in examples), Tally(dropped))
+        return Batch(pixels.permute(0, 3, 1, 2), input_ids, mask, keys, dropped, bytes=size)
 
 
 def evaluation_batches(

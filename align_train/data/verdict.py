@@ -56,6 +56,8 @@ def faults(
     for name, facts in found.items():
         reasons = Tally(facts.opened.lost) + Tally(facts.pairs.unusable)
         if not facts.opened.usable:
+            if said and (facts.opened.error or len(facts.opened.broken) == facts.opened.shards):
+                continue  # that is why
             rules = Tally(facts.opened.filtered).described()
             said.append(
                 f"{name}: the shards that were opened have no pair to train with (left out by rules: {rules}; "
@@ -86,10 +88,10 @@ def _broken(found: Mapping[str, Findings], max_quarantined: float) -> list[str]:
     if max(len(known), likely) <= max_quarantined * count:
         return []
     many = f"{len(known)}" if worst == len(known) else f"about {worst} (by the sample)"
-    listed = "\n".join(f"  {name}: {why}" for name, why in known.items())
+    first, why = next(iter(known.items()))
     return [
-        f"{many} of {count} shards are broken, more than data.reading.max_quarantined={max_quarantined:g} of them. "
-        f"Write or fetch them again, take them off the list, or allow more:\n{listed}"
+        f"{many} of {count} shards are broken, more than data.reading.max_quarantined={max_quarantined:g} of them; the "
+        f"first: {first}: {why}. Write or fetch them again, take them off the list, or allow more"
     ]
 
 
