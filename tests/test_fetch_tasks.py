@@ -40,6 +40,7 @@ pytest_plugins = ["bad_server"]
 def nothing_is_left():
     """No test leaves a thread that downloads or a file open."""
     resource_tracker.ensure_running()  # of multiprocessing; it stays
+    gc.collect()  # what earlier tests left
     files = len(os.listdir("/dev/fd"))
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("align_train")]
