@@ -22,8 +22,8 @@ from align_train.data import (
     Source,
     read_sources,
 )
-from align_train.data.cache import Cache
-from align_train.data.shards import PairFiles, Shard, all_places
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import PairFiles, Shard, all_places
 from align_train.records import Preprocessing
 
 SMALL = Preprocessing(resize=12, crop=10, max_tokens=8)

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from align_train.data.addresses import MOST_NAMES, expand, is_remote, local_path, shown
+from align_train.data.storage.addresses import MOST_NAMES, expand, is_remote, local_path, shown
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from align_train.data.cache import Cache, copy_name
+from align_train.data.storage.cache import Cache, copy_name
 
 pytest_plugins = ["bad_server"]
 processes = multiprocessing.get_context("fork")

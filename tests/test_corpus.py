@@ -13,7 +13,7 @@ from reading import read_all
 from align_train.corpus.hf_dataset import dataset_pairs
 from align_train.corpus.prepare import prepare_dataset, prepare_sample
 from align_train.corpus.sample_corpus import read_sample
-from align_train.data.shards import Shard
+from align_train.data.storage.shards import Shard
 from align_train.records import Pair
 from align_train.shipped import sample_corpus
 

@@ -12,9 +12,9 @@ from reading import NONE, SMALL, batches, keys, order_of, pair_members, sources,
 
 from align_train.batch import Batch
 from align_train.data import Collate, EvaluationPairs, Reading, Shard, evaluation_batches, load_tokenizer
-from align_train.data.cache import Cache
 from align_train.data.images import pixels_of
 from align_train.data.pairs import Example
+from align_train.data.storage.cache import Cache
 from align_train.data.tokens import tokenize
 from align_train.records import Tally
 

@@ -22,12 +22,22 @@ from reading import FULL, NONE, SMALL, pair_members, sources, write_tar
 import align_train.cli.doctor
 from align_train.cli import main
 from align_train.data import inspection, read_sources, sampling
-from align_train.data.cache import Cache
-from align_train.data.inspection import Epoch, SpeedFacts, check_shards, open_shards
-from align_train.data.sample_sheet import COLUMNS, GAP, HEIGHT, SIDE, Tile, caption_font, corner, sample_sheet, wrapped
-from align_train.data.sampling import Sampling, Spread, caption_facts, pair_facts, read_pairs, repeats
-from align_train.data.shards import Shard
-from align_train.data.verdict import epochs
+from align_train.data.inspection.pairs import Sampling, Spread, caption_facts, pair_facts, read_pairs, repeats
+from align_train.data.inspection.sample_sheet import (
+    COLUMNS,
+    GAP,
+    HEIGHT,
+    SIDE,
+    Tile,
+    caption_font,
+    corner,
+    sample_sheet,
+    wrapped,
+)
+from align_train.data.inspection.sources import Epoch, SpeedFacts, check_shards, open_shards
+from align_train.data.inspection.verdict import epochs
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import Shard
 from align_train.shipped import config_folder
 
 pytest_plugins = ["bad_server"]

@@ -31,7 +31,7 @@ from align_train.corpus.prepare import prepare_coyo
 from align_train.corpus.sample_corpus import read_sample
 from align_train.corpus.select.funnel import Funnel
 from align_train.corpus.shards import TarWriter
-from align_train.data.shards import Shard
+from align_train.data.storage.shards import Shard
 
 pytest_plugins = ["bad_server"]
 

@@ -10,9 +10,9 @@ from conftest import drawn_image
 from reading import NONE, SMALL, batches, order_of, pair_members, sources, write_tar
 
 from align_train.data import BatchPlans, Loader, PairReader, Reading
-from align_train.data.cache import Cache
 from align_train.data.crew import Crew
 from align_train.data.loading import on_device
+from align_train.data.storage.cache import Cache
 
 
 def reading(**given):

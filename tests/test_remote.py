@@ -13,7 +13,7 @@ import torch
 from reading import batches, keys, order_of, sources
 
 from align_train.data import Reading, read_sources
-from align_train.data.cache import Cache
+from align_train.data.storage.cache import Cache
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -17,8 +17,8 @@ from reading import SMALL, pair_members, read_all, write_tar
 from webdataset.tariterators import base_plus_ext
 
 from align_train.data import EvaluationPairs, Shard, evaluation_batches, find_shards
-from align_train.data.shards import OpenFiles, all_places
-from align_train.data.tars import BrokenShard, _any_members, _key_and_kind, _members
+from align_train.data.storage.shards import OpenFiles, all_places
+from align_train.data.storage.tars import BrokenShard, _any_members, _key_and_kind, _members
 
 
 def read_by_webdataset(path):

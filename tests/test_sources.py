@@ -17,9 +17,9 @@ from align_train.corpus.images import Unusable
 from align_train.corpus.select.rules import AtMost, Keep
 from align_train.corpus.shards import write_shards
 from align_train.data import OrderSettings, Source, read_sources
-from align_train.data.cache import Cache
 from align_train.data.captions import Captions
 from align_train.data.opening import Opener
+from align_train.data.storage.cache import Cache
 from align_train.records import Pair, Tally
 
 RANDOM = np.random.default_rng(0)

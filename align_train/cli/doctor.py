@@ -15,11 +15,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.doctor_report import report
+from align_train.cli.hydra_app import told
 from align_train.data import BatchPlans, Loader, Opener, Order, OrderSettings, PairReader, Reading, Source, read_sources
-from align_train.data.inspection import Epoch, SpeedFacts, check_shards, least_batches, measure_speed, open_shards
-from align_train.data.sample_sheet import COLUMNS, ROWS, Tile, sample_sheet
-from align_train.data.sampling import Sampling, Seen, caption_facts, pair_facts, read_pairs, repeats
-from align_train.data.verdict import Findings, epochs, faults, notes
+from align_train.data.inspection.pairs import Sampling, Seen, caption_facts, pair_facts, read_pairs, repeats
+from align_train.data.inspection.sample_sheet import COLUMNS, ROWS, Tile, sample_sheet
+from align_train.data.inspection.sources import (
+    Epoch,
+    SpeedFacts,
+    check_shards,
+    least_batches,
+    measure_speed,
+    open_shards,
+)
+from align_train.data.inspection.verdict import Findings, epochs, faults, notes
 from align_train.files import atomic_write
 from align_train.records import Preprocessing
 
@@ -146,10 +154,7 @@ def rehearse(
     try:
         speed = measure_speed(Loader(reader, plans, workers, reading), config.seconds)
     except (ValueError, OSError) as error:
-        said = str(error).rstrip()
-        if "Original Traceback" in said:  # of a worker process, which ends with what was raised
-            said = said.splitlines()[-1].partition(": ")[2]
-        return None, [f"reading stopped: {said}"]
+        return None, [f"reading stopped: {told(error)}"]
     return speed, []
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from align_train.data.inspection import Epoch, SpeedFacts
-from align_train.data.sampling import CaptionFacts, PairFacts, Spread
-from align_train.data.verdict import Findings, broken_shards
+from align_train.data.inspection.pairs import CaptionFacts, PairFacts, Spread
+from align_train.data.inspection.sources import Epoch, SpeedFacts
+from align_train.data.inspection.verdict import Findings, broken_shards
 from align_train.records import Tally
 
 BAR, SHOWN = 40, 100  # characters of the longest bar, and of a caption

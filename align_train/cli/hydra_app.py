@@ -58,12 +58,15 @@ def check_complete(config: DictConfig) -> None:
 def _fail(verb: str, error: BaseException) -> None:
     if os.environ.get(TRACEBACK):
         raise error
-    says = str(error)
-    if "Original Traceback" in says:  # from a worker process of the DataLoader, which ends with what was raised
-        says = says.rstrip().splitlines()[-1].partition(": ")[2]
-    print(f"align-train {verb}: {type(error).__name__}: {says}", file=sys.stderr)
+    print(f"align-train {verb}: {type(error).__name__}: {told(error)}", file=sys.stderr)
     print(f"(set {TRACEBACK}=1 for the traceback)", file=sys.stderr)
     sys.exit(1)
+
+
+def told(error: BaseException) -> str:
+    """What an error says; of one from a worker process of the DataLoader, what was raised there."""
+    says = str(error).rstrip()
+    return says.splitlines()[-1].partition(": ")[2] if "Original Traceback" in says else says
 
 
 def _quieten() -> None:

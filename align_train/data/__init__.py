@@ -1,14 +1,14 @@
 """Shards to batches."""
 
 from align_train.data.batches import BatchPlan, BatchPlans
-from align_train.data.cache import Cache
 from align_train.data.images import Augmentation
 from align_train.data.loading import Loader, Reading
 from align_train.data.opening import Opener
 from align_train.data.order import Order, OrderSettings
 from align_train.data.pairs import Collate, EvaluationPairs, PairReader, evaluation_batches
-from align_train.data.shards import Shard, find_shards
 from align_train.data.sources import Source, read_sources
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import Shard, find_shards
 from align_train.data.stream import StreamedBatches
 from align_train.data.tokens import load_tokenizer
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from align_train.data.order import Drawn, Order
-from align_train.data.shards import Place
+from align_train.data.storage.shards import Place
 from align_train.records import Tally
 
 SPARES = 64  # pairs that may stand in for unusable ones of a batch

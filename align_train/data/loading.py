@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from align_train.batch import Batch
 from align_train.data.batches import BatchPlan, BatchPlans
-from align_train.data.cache import Cache
 from align_train.data.crew import Crew
 from align_train.data.pairs import PairReader
-from align_train.data.shards import CACHE_FOLDER
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import CACHE_FOLDER
 
 WORKERS = ("processes", "threads")
 
@@ -134,14 +134,13 @@ class Loader:
             worker_init_fn=_Begin(self._at_work),
         )
         batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                raise self._stalled() if "timed out" in str(error) else error from None
-            if batch is None:
-                return
-            yield batch
+        try:
+            while (batch := next(batches, None)) is not None:
+                yield batch
+        except RuntimeError as error:
+            raise self._stalled() if "timed out" in str(error) else error from None
+        finally:
+            batches._shutdown_workers()  # type: ignore[attr-defined] # after an error they would wait to be collected
 
     def _reader(self, worker: int) -> PairReader:
         reader = copy.copy(self.reader)

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from align_train.corpus.images import Unusable
 from align_train.data.captions import read_json
-from align_train.data.shards import OpenFiles, Shard
-from align_train.data.tars import BrokenShard, Index
+from align_train.data.storage.shards import OpenFiles, Shard
+from align_train.data.storage.tars import BrokenShard, Index
 from align_train.records import Tally
 
 PAIR = "_pair"  # the column that holds the row in the index

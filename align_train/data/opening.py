@@ -12,7 +12,7 @@ from align_train.corpus.select.row_filter import RowFilter
 from align_train.data.crew import Crew
 from align_train.data.metadata import PAIR, metadata_of
 from align_train.data.sources import Quarantine, Source
-from align_train.data.tars import IMAGE, BrokenShard, Index
+from align_train.data.storage.tars import IMAGE, BrokenShard, Index
 from align_train.records import Tally
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from align_train.data.crew import Crew
 from align_train.data.opening import Opened, Opener
-from align_train.data.shards import Place, place_of
 from align_train.data.sources import Source
+from align_train.data.storage.shards import Place, place_of
 from align_train.records import Tally
 
 EPOCH_ENDS = ("carry_over", "drop")

@@ -15,8 +15,8 @@ from align_train.batch import Batch
 from align_train.corpus.images import Unusable
 from align_train.data.batches import BatchPlan
 from align_train.data.images import Augmentation, pixels_of, resized, training_pixels
-from align_train.data.shards import OpenFiles, PairFiles, Place, Shard, all_places
 from align_train.data.sources import Source
+from align_train.data.storage.shards import OpenFiles, PairFiles, Place, Shard, all_places
 from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.records import Preprocessing, Tally
 
@@ -90,10 +90,9 @@ class PairReader(Dataset[Batch]):
         random = np.random.default_rng([self.seed, position])
         dropped, place, reason = Tally(), plan.places[number], ""
         for attempt in range(self.attempts):
-            where = f"{place.key} in {self.shards[place.shard]}"
+            where = self.where(place)
             try:
-                image, texts, size = self._read(place, where)
-                caption = self._captions[place.shard].choose(texts, random, where)
+                image, caption, size = self.pair(place, random)
                 pixels[:] = self._pixels(image, place, random, where)  # at once, while they are in the CPU's cache
                 return Example(place.key, pixels, caption, dropped, size)
             except Unusable as problem:
@@ -106,15 +105,20 @@ class PairReader(Dataset[Batch]):
             "check these shards, most of what they hold is broken"
         )
 
-    def _read(self, place: Place, where: str) -> tuple[bytes, dict[str, bytes], int]:
-        """Encoded image, the other members by kind, and how many bytes these are."""
-        shard = self.shards[place.shard]
+    def where(self, place: Place) -> str:
+        """A pair's key and shard, for messages."""
+        return f"{place.key} in {self.shards[place.shard]}"
+
+    def pair(self, place: Place, random: np.random.Generator) -> tuple[bytes, str, int]:
+        """Encoded image (empty for one that is kept), caption, and bytes that were read; Unusable without a caption."""
+        shard, where = self.shards[place.shard], self.where(place)
         self.reading[0] = place.shard + 1
         try:
             texts, image = shard.opened(lambda path: self._members(path, place, where))
         finally:
             self.reading[0] = 0
-        return image, texts, len(image) + sum(map(len, texts.values()))
+        caption = self._captions[place.shard].choose(texts, random, where)
+        return image, caption, len(image) + sum(map(len, texts.values()))
 
     def _members(self, path: Path, place: Place, where: str) -> tuple[dict[str, bytes], bytes]:
         texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}

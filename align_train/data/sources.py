@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from align_train.corpus.select.plan import Plan
-from align_train.data.cache import Cache
 from align_train.data.captions import Captions
-from align_train.data.shards import Shard, find_shards
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import Shard, find_shards
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from align_train.corpus.images import Unusable, decode
-from align_train.data.sample_sheet import caption_font, wrapped
-from align_train.data.shards import PairFiles, Shard, all_places
+from align_train.data.inspection.sample_sheet import caption_font, wrapped
+from align_train.data.storage.shards import PairFiles, Shard, all_places
 from align_train.evaluation.retrieval import Embeddings
 from align_train.files import atomic_write
 

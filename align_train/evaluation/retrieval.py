@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from align_train.batch import Batch
 from align_train.data import evaluation_batches, find_shards
-from align_train.data.shards import Shard
+from align_train.data.storage.shards import Shard
 from align_train.metrics import chance_recall, retrieval_recall
 from align_train.records import Preprocessing, Tally
 

@@ -19,8 +19,9 @@ from align_train.corpus.shards import image_format
 from align_train.data.crew import Crew
 from align_train.data.images import Augmentation, training_pixels
 from align_train.data.opening import Opened
-from align_train.data.shards import OpenFiles, Place, place_of
+from align_train.data.pairs import PairReader
 from align_train.data.sources import Source
+from align_train.data.storage.shards import Place, place_of
 from align_train.data.tokens import load_tokenizer
 from align_train.records import Preprocessing
 
@@ -131,7 +132,8 @@ def read_pairs(source: Source, opened: Mapping[int, Opened], sampling: Sampling)
     pairs = [(number, row) for number, shard in opened.items() for row in shard.rows.tolist()]
     drawn = np.random.default_rng(sampling.seed).permutation(len(pairs))[: sampling.pairs].tolist()
     places = [place_of(number, opened[number].index, row) for number, row in (pairs[chosen] for chosen in drawn)]
-    crew, read = Crew(1), partial(_read, source, OpenFiles(), sampling)
+    reader = PairReader([source], sampling.preprocessing, sampling.augmentation, scaled=sampling.scaled)
+    crew, read = Crew(1), partial(_read, reader, sampling)
     coming = [crew.submit(read, place, number) for number, place in enumerate(places)]
     seen = []
     for place, future in zip(places, tqdm(coming, desc="read pairs", unit="pair", delay=3), strict=True):
@@ -145,14 +147,10 @@ def read_pairs(source: Source, opened: Mapping[int, Opened], sampling: Sampling)
     return seen
 
 
-def _read(source: Source, files: OpenFiles, sampling: Sampling, place: Place, number: int) -> Seen:
-    shard, random = source.shards[place.shard], np.random.default_rng([sampling.seed, number])
-    where = f"{place.key} in {shard}"
+def _read(reader: PairReader, sampling: Sampling, place: Place, number: int) -> Seen:
+    where, random = reader.where(place), np.random.default_rng([sampling.seed, number])
     try:
-        texts = {kind: files.read(shard.path, span, where) for kind, span in place.texts.items()}
-        caption = source.captions.choose(texts, random, where)
-        assert place.image is not None  # an opener leaves out pairs that have none
-        image = files.read(shard.path, place.image, where)
+        image, caption, _ = reader.pair(place, random)
         pixels = training_pixels(image, sampling.preprocessing, sampling.augmentation, random, where, sampling.scaled)
     except Unusable as problem:
         return Seen(place.key, str(problem).removeprefix(f"{problem.reason}: "), problem.reason)

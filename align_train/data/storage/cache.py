@@ -13,8 +13,8 @@ from random import Random
 from typing import BinaryIO
 from uuid import uuid4
 
-from align_train.data.addresses import check_protocol, is_remote, local_path, shown
-from align_train.data.downloads import NO_USE, TooLarge, download, may_pass, status_of
+from align_train.data.storage.addresses import check_protocol, is_remote, local_path, shown
+from align_train.data.storage.downloads import NO_USE, TooLarge, download, may_pass, status_of
 
 _LEDGER = ".align-train-cache"  # holds the bytes of all copies, so that no download has to scan the folder
 _COPY = re.compile(r"[0-9a-f]{20}-.*")

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from align_train.corpus.images import Unusable
-from align_train.data.addresses import expand, shown
-from align_train.data.cache import Cache
 from align_train.data.captions import Captions
-from align_train.data.tars import IMAGE, BrokenShard, Index, Span, read_index
+from align_train.data.storage.addresses import expand, shown
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.tars import IMAGE, BrokenShard, Index, Span, read_index
 
 T = TypeVar("T")
 CACHE_FOLDER = "~/.cache/align_train/shards"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align_train.data.inspection import Epoch, OpenedFacts, ShardFacts
-from align_train.data.sampling import CaptionFacts, PairFacts
+from align_train.data.inspection.pairs import CaptionFacts, PairFacts
+from align_train.data.inspection.sources import Epoch, OpenedFacts, ShardFacts
 from align_train.data.sources import Source
 from align_train.records import Tally
 

@@ -12,12 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from align_train.batch import Batch
-from align_train.data.addresses import check_protocol, is_remote, local_path, shown
 from align_train.data.crew import Crew
 from align_train.data.loading import Loader
 from align_train.data.opening import Opened, Opener
-from align_train.data.shards import Shard
 from align_train.data.sources import Source
+from align_train.data.storage.addresses import check_protocol, is_remote, local_path, shown
+from align_train.data.storage.shards import Shard
 from align_train.records import Tally
 
 

@@ -1,0 +1,1 @@
+"""What sources are like, found out without training."""

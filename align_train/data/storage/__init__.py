@@ -1,0 +1,1 @@
+"""Where shards lie, here or far away, and what is in them."""
