@@ -21,7 +21,7 @@ from reading import FULL, NONE, SMALL, pair_members, sources, write_tar
 
 import align_train.cli.doctor
 from align_train.cli import main
-from align_train.data import inspection, read_sources, sampling
+from align_train.data import inspection, read_sources
 from align_train.data.inspection.pairs import Sampling, Spread, caption_facts, pair_facts, read_pairs, repeats
 from align_train.data.inspection.sample_sheet import (
     COLUMNS,
@@ -104,7 +104,7 @@ def test_some_remote_shards_are_asked_for_and_only_the_opened_ones_fetched(remot
 def test_shards_that_do_not_answer_are_waited_for_once(make_shards, monkeypatch):
     (source,) = sources(pairs=make_shards(8, 1))
     free = threading.Event()
-    monkeypatch.setattr(inspection, "_size", lambda address: free.wait(20) if "00000" not in address else 5)
+    monkeypatch.setattr(inspection.sources, "_size", lambda address: free.wait(20) if "00000" not in address else 5)
     start = time.monotonic()
     facts = check_shards(source.shards, 1, 0.4)
     assert time.monotonic() - start < 2  # and not seven times 0.4
@@ -232,7 +232,7 @@ def test_pixels_are_augmented(make_shards):
 
 def test_a_pair_that_is_not_read_in_time_is_named(make_shards, monkeypatch):
     free = threading.Event()
-    monkeypatch.setattr(sampling, "training_pixels", lambda *_: free.wait(20))
+    monkeypatch.setattr(inspection.pairs, "training_pixels", lambda *_: free.wait(20))
     (source,) = sources(pairs=make_shards(1))
     with pytest.raises(TimeoutError, match=r"pair-00000 in .*00000\.tar was not read in 0.1 seconds: check its disk"):
         looked(source, stall_seconds=0.1)
