@@ -10,6 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from align_train.cli import PLANNED, VERBS, main
+from align_train.cli.hydra_app import with_quotes
 from align_train.cli.resuming import continued
 
 
@@ -48,6 +49,23 @@ def test_every_verb_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, "trian") == (2, "align-train: no verb 'trian', did you mean train?\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "given"),
+    [
+        ("data.train.pairs.shards=s3://b/{00000..00099}.tar", 'data.train.pairs.shards="s3://b/{00000..00099}.tar"'),
+        ("a=x/{a,b}-{1..2}.tar", 'a="x/{a,b}-{1..2}.tar"'),
+        ("a={b: 1}", "a={b: 1}"),
+        ("a=[x/{1..2}.tar]", "a=[x/{1..2}.tar]"),
+        ("a=${b.c}/x", "a=${b.c}/x"),
+        ("a='x{1..2}'", "a='x{1..2}'"),
+        ("a=x", "a=x"),
+        ("--cfg", "--cfg"),
+    ],
+)
+def test_brace_ranges_are_quoted_for_hydra(word, given):
+    assert with_quotes(word) == given
 
 
 @pytest.mark.parametrize("verb", PLANNED)

@@ -17,11 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from align_train.cli import main
+from align_train.cli.hydra_app import with_quotes
 from align_train.shipped import config_folder, sample_metadata_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "data.md").read_text()
+SHARDS = (ROOT / "docs" / "shards.md").read_text()
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
@@ -111,12 +113,16 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
                 "name=sample",
             ]
         )
+    elif words[1] == "doctor":
+        session([*words[1:], "data.workers=0"])
     else:
         session(words[1:])
 
 
-@pytest.mark.parametrize("words", [words for words in commands(GUIDE) if words[0] == "align-train"], ids=" ".join)
-def test_command_of_the_guide_composes(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [words for words in commands(GUIDE + SHARDS) if words[0] == "align-train"], ids=" ".join
+)
+def test_command_of_a_guide_composes(words: list[str], tmp_path: Path) -> None:
     overrides = words[2:]
     if overrides[0] == "--config-dir":
         name = re.search(r"# my_configs/(\S+)", blocks("yaml", GUIDE)[0])
@@ -125,7 +131,7 @@ def test_command_of_the_guide_composes(words: list[str], tmp_path: Path) -> None
         (tmp_path / name[1]).write_text(blocks("yaml", GUIDE)[0])
         overrides = [f"hydra.searchpath=[file://{tmp_path}]", *overrides[2:]]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        assert compose(words[1], overrides)
+        assert compose(words[1], [with_quotes(word) for word in overrides])
 
 
 def test_python_example(session: Callable[[list[str]], None]) -> None:
@@ -142,7 +148,8 @@ LINK = r"\]\((?!http)([^)#]+)\)"
 
 @pytest.mark.parametrize(
     "target",
-    [ROOT / link for link in re.findall(LINK, README)] + [ROOT / "docs" / link for link in re.findall(LINK, GUIDE)],
+    [ROOT / link for link in re.findall(LINK, README)]
+    + [ROOT / "docs" / link for link in re.findall(LINK, GUIDE + SHARDS)],
 )
 def test_link(target: Path) -> None:
     assert target.exists()

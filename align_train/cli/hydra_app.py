@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ def run(verb: str, overrides: Sequence[str]) -> None:
     """Compose configs/VERB.yaml with the overrides and call `align_train.cli.VERB.VERB` with it."""
     _quieten()
     _share_the_machine()
+    overrides = [with_quotes(word) for word in overrides]
     given = sys.argv
     program = given[0] if given else "align-train"
     try:
@@ -47,6 +49,13 @@ def run(verb: str, overrides: Sequence[str]) -> None:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
         sys.argv = given
+
+
+def with_quotes(word: str) -> str:
+    """An override with quotes around a value that holds a brace range, in which Hydra would look for a dictionary."""
+    key, equals, value = word.partition("=")
+    braces = re.fullmatch(r"[^\s'\"\[\],{}$](?:[^\s'\"\[\],{}$]|\{[^\s'\"{}]*\})*", value) and "{" in value
+    return f'{key}="{value}"' if equals and braces else word
 
 
 def check_complete(config: DictConfig) -> None:
