@@ -82,7 +82,7 @@ def test_a_shard_that_stalls_as_it_is_read_is_named(make_shards, monkeypatch, us
 
 
 def test_a_worker_that_dies_is_an_error(make_shards):
-    found = batches(sources(pairs=make_shards(32)), steps=40, workers=1, reading=reading(prefetch=1))
+    found = batches(sources(pairs=make_shards(32)), steps=40, workers=1, reading=reading(prefetch=1, stall_seconds=5))
     next(found)
     for process in multiprocessing.active_children():
         process.kill()
@@ -91,15 +91,16 @@ def test_a_worker_that_dies_is_an_error(make_shards):
 
 
 def test_what_is_left_early_leaves_no_thread(make_shards):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     found = batches(sources(pairs=make_shards(32)), steps=40, workers=3, reading=reading(use="threads"))
     next(found)
-    crews = [thread for thread in threading.enumerate() if thread.daemon]
+    crews = set(threading.enumerate()) - before
+    assert crews
     found.close()
     del found
     for thread in crews:
         thread.join(5)
-    assert threading.active_count() <= before
+    assert not any(thread.is_alive() for thread in crews)
 
 
 def test_an_error_of_a_thread_is_raised(tmp_path):

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from align_train.batch import Batch
@@ -85,7 +85,7 @@ class Loader:
         self.reader, self.plans, self.workers, self.reading = reader, plans, workers, reading
         self.device = device if device is not None and device.type == "cuda" else None
         # which shard each worker is reading, in memory that all see
-        self._at_work = torch.zeros(max(workers, 1), dtype=torch.int64).share_memory_().numpy()
+        self._at_work = torch.zeros(max(workers, 1), dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Batch]:
         read = self._processes() if self.workers and self.reading.use == "processes" else self._threads()
@@ -144,7 +144,7 @@ class Loader:
 
     def _reader(self, worker: int) -> PairReader:
         reader = copy.copy(self.reader)
-        reader.reading = self._at_work[worker : worker + 1]
+        reader.reading = self._at_work.numpy()[worker : worker + 1]
         return reader
 
     def _stalled(self) -> TimeoutError:
@@ -180,13 +180,13 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 class _Begin:
     """Tells a worker process where to note what it reads. A class, since it must be pickled where processes spawn."""
 
-    def __init__(self, at_work: np.ndarray) -> None:
+    def __init__(self, at_work: Tensor) -> None:
         self._at_work = at_work
 
     def __call__(self, worker: int) -> None:
         info = get_worker_info()
         assert info is not None
-        info.dataset.reading = self._at_work[worker : worker + 1]  # type: ignore[attr-defined]
+        info.dataset.reading = self._at_work.numpy()[worker : worker + 1]  # type: ignore[attr-defined]
 
 
 def _as_it_is(batch: Batch) -> Batch:
