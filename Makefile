@@ -13,7 +13,7 @@ train: $(READY) ## the sample corpus: prepare, train, evaluate, export
 	$(BIN)/align-train export checkpoint=outputs/sample
 
 test: $(READY) ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: $(READY) ## lint, format, types, import floors
 	$(BIN)/ruff check

@@ -83,9 +83,10 @@ def test_a_shard_that_stalls_as_it_is_read_is_named(make_shards, monkeypatch, us
 
 def test_a_worker_that_dies_is_an_error(make_shards):
     found = batches(sources(pairs=make_shards(32)), steps=40, workers=1, reading=reading(prefetch=1, stall_seconds=5))
+    before = set(multiprocessing.active_children())
     next(found)
-    for process in multiprocessing.active_children():
-        process.kill()
+    (worker,) = set(multiprocessing.active_children()) - before
+    worker.kill()
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         list(found)
 
@@ -105,9 +106,13 @@ def test_what_is_left_early_leaves_no_thread(make_shards):
 
 def test_an_error_of_a_thread_is_raised(tmp_path):
     path = write_tar(tmp_path / "a.tar", [member for n in range(3) for member in pair_members(n, b"<html>")])
+    before = set(threading.enumerate())
     found = batches(sources(pairs=path), batch_size=2, workers=2, reading=reading(use="threads"))
     with pytest.raises(ValueError, match="20 pairs in a row could not be used"):
         next(found)
+    del found
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
 
 
 @pytest.mark.parametrize(

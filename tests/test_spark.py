@@ -69,11 +69,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.chdir(home)
+        from pyspark import SparkContext
         from pyspark.sql import SparkSession
 
         session = SparkSession.builder.config(map=CLUSTER).getOrCreate()
         yield session
+        gateway = session.sparkContext._gateway
         session.stop()
+        gateway.shutdown()  # now: what is left would complain into other tests
+        gateway.proc.stdin.close()  # which ends Java
+        gateway.proc.wait(30)
+        SparkContext._gateway = SparkContext._jvm = None
 
 
 MOST_FREQUENT = 110  # words and pairs of words
