@@ -1,5 +1,7 @@
 """Shards to the pairs that may be used: what is missing, broken or unwanted is counted before anything is decoded."""
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -7,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from align_train.corpus.select.row_filter import RowFilter
 from align_train.data.crew import Crew
@@ -14,6 +17,8 @@ from align_train.data.metadata import PAIR, metadata_of
 from align_train.data.sources import Quarantine, Source
 from align_train.data.storage.tars import IMAGE, BrokenShard, Index
 from align_train.records import Tally
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Opener:
         self.shards = [shard for source in sources for shard in source.shards]
         self._source_of = [source for source in sources for _ in source.shards]
         self.quarantine = Quarantine(len(set(map(str, self.shards))), max_quarantined)
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._warned = stall_seconds, False
         self._fetchers, self._readers = Crew(threads), Crew(threads)
 
     def open(self, numbers: Sequence[int]) -> dict[int, Opened]:
@@ -64,10 +69,12 @@ class Opener:
         numbers = list(dict.fromkeys(numbers))
         fetching = {number: self._fetchers.submit(self._fetch, number) for number in numbers}
         reading: dict[int, Future[_Found]] = {}
-        for number in numbers:
+        shown = threading.current_thread() is threading.main_thread()  # not while training goes on
+        for number in tqdm(numbers, "bring shards", unit="shard", delay=3, disable=not shown, leave=False):
             with self._quarantined(number):
                 fetching[number].result()  # without a limit: the cache knows when a download stalls
                 reading[number] = self._readers.submit(self._read, number)
+        self._check_room(list(reading))
         found: dict[int, _Found] = {}
         for number, future in reading.items():
             with self._quarantined(number):
@@ -91,6 +98,20 @@ class Opener:
             ) from None
         except (BrokenShard, OSError) as error:
             self.quarantine.add(shard, str(error))
+
+    def _check_room(self, numbers: Sequence[int]) -> None:
+        """Warn, once, of a cache that lets go of shards before they are read."""
+        remote = [shard for shard in (self.shards[number] for number in numbers) if shard.room]
+        size = sum(shard.size for shard in remote)
+        if not self._warned and remote and 2 * size > remote[0].room:
+            self._warned = True
+            log.warning(
+                "%d shards take %.3g GB, and the cache may hold %.3g GB, less than two such windows: shards will be "
+                "downloaded again and again. Raise data.reading.cache.limit_gb or lower data.order.shuffle_shards",
+                len(remote),
+                size / 1e9,
+                remote[0].room / 1e9,
+            )
 
     def _fetch(self, number: int) -> None:
         """Copies to the local disk of what is far away."""

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from align_train.corpus.images import Unusable
 from align_train.data.captions import Captions
-from align_train.data.storage.addresses import expand, shown
+from align_train.data.storage.addresses import expand, is_remote, shown
 from align_train.data.storage.cache import Cache
 from align_train.data.storage.tars import IMAGE, BrokenShard, Index, Span, read_index
 
@@ -46,6 +46,19 @@ class Shard:
         if not self.address.endswith(".tar"):  # the signature of a signed address is of the tar alone
             return None
         return self._cache.optional(self.address.removesuffix(".tar") + ".parquet")
+
+    @property
+    def room(self) -> int:
+        """Bytes that the cache of a remote shard may hold; 0 for a local one."""
+        return self._cache.limit if is_remote(self.address) else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar; 0 where it is not there."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
 
     def opened(self, use: Callable[[Path], T]) -> T:
         """What `use` makes of the tar's path; tried twice, since the cache may let go of a copy before it is opened."""
