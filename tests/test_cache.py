@@ -410,7 +410,7 @@ def test_a_file_system_without_locks_is_named(cache, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"limit_gb": 0}, {"stall_seconds": 0}, {"attempts": 0}])
 def test_a_cache_of_nothing_is_refused(options):
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match="give a number over 0"):
         Cache("cache", **options)
 
 

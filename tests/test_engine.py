@@ -266,6 +266,8 @@ def tiny_run_again(overrides: list[str]) -> list[str]:
     [
         ("max_steps=1e2", r"max_steps is 100\.0; it must be a whole number"),
         ("trainer.log_every_n_steps=0", r"log_every_n_steps is 0"),
+        ("+trainer.limit_train_batches=4", "limit_train_batches would begin the data anew"),
+        ("data.order.samples_per_epoch=0", r"data\.order\.samples_per_epoch is 0"),
         ("+trainer.accumulate_grad_batches=2", "would leave each part only its own negatives"),
         ("data.train.pairs.repeat=0", r"data\.train\.pairs\.repeat is 0"),
         ("data.train.pairs.shards=null", r"data\.train\.pairs\.shards is None"),

@@ -1,8 +1,10 @@
 """Processes and threads give the same batches; what stalls is named; what ends leaves nothing behind."""
 
+import gc
 import multiprocessing
 import os
 import threading
+import tracemalloc
 
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_an_error_of_a_thread_is_raised(tmp_path):
     path = write_tar(tmp_path / "a.tar", [member for n in range(3) for member in pair_members(n, b"<html>")])
     before = set(threading.enumerate())
     found = batches(sources(pairs=path), batch_size=2, workers=2, reading=reading(use="threads"))
-    with pytest.raises(ValueError, match="20 pairs in a row could not be used"):
+    with pytest.raises(ValueError, match="pairs stood in for unusable ones among 2"):
         next(found)
     del found
     for thread in set(threading.enumerate()) - before:
@@ -128,6 +130,30 @@ def test_an_error_of_a_thread_is_raised(tmp_path):
 def test_wrong_settings_are_named(given, message):
     with pytest.raises(ValueError, match=message):
         reading(**given)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("use", "workers"), [("threads", 0), ("threads", 2)])
+def test_nothing_is_kept_from_epoch_to_epoch(make_shards, use, workers):
+    """Neither memory nor threads nor files; resident memory is measured by benchmarks/loader/memory.py."""
+    found = batches(
+        sources(pairs=make_shards(256, 16)), batch_size=32, steps=80, workers=workers, shuffle_shards=4,
+        reading=reading(use=use, prefetch=1),
+    )  # fmt: skip
+    held = []
+    for number, _ in enumerate(found):
+        if number % 8 == 7:  # an epoch is over
+            gc.collect()
+            held.append(
+                (tracemalloc.get_traced_memory()[0], threading.active_count(), len(os.listdir("/proc/self/fd")))
+            )
+        if number == 7:
+            tracemalloc.start()
+    tracemalloc.stop()
+    memory, threads, files = zip(*held[2:], strict=True)
+    assert max(memory) - memory[0] < 200_000  # a window's index is 64 pairs of about 150 bytes
+    assert len(set(threads)) == 1
+    assert max(files) <= files[0] + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

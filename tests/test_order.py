@@ -144,7 +144,7 @@ def test_other_shards_are_refused_or_begin_the_next_epoch(folder, make_shards):
     order = order_of(sources(pairs=folder))
     keys(order, 12)
     more = {"shards": [str(folder), str(make_shards(4, 4, "more", first=30))]}
-    with pytest.raises(ValueError, match=r"shards was \{'pairs': \[8, .*now .*\[9, .*on_change=next_epoch"):
+    with pytest.raises(ValueError, match=r"shards was \[\['pairs', 8, .*now .*\['pairs', 9, .*on_change=next_epoch"):
         order_of(sources(pairs=more), state_of(order))
     with pytest.raises(ValueError, match="seed was 0, now 5"):
         order_of(sources(pairs=folder), state_of(order), seed=5)
@@ -152,6 +152,33 @@ def test_other_shards_are_refused_or_begin_the_next_epoch(folder, make_shards):
     assert sorted(keys(resumed, 34)) == sorted([*ALL, *(drawn_pair(30 + n).key for n in range(4))])
     assert resumed.drawn == 46
     assert resumed.state["epochs"]["pairs"] == 2
+
+
+def test_a_window_that_has_changed_is_refused_or_left(folder):
+    """A shard that was broken has been mended: the pairs of the window are others now."""
+    second = sorted(folder.glob("*.tar"))[1]
+    whole = second.read_bytes()
+    second.write_bytes(b"<html>" * 100)
+    order = order_of(sources(pairs=folder))
+    keys(order, 12)
+    second.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"16 shards that were being read had 26 pairs, and now 30: .*on_change"):
+        order_of(sources(pairs=folder), state_of(order)).take(6)
+    resumed = order_of(sources(pairs=folder), state_of(order), on_change="next_epoch")
+    assert sorted(keys(resumed, 30, 10)) == ALL
+    twice = order_of(sources(pairs=folder), state_of(order)).at(state_of(order))
+    with pytest.raises(ValueError, match="had 26 pairs, and now 30"):
+        twice.at(twice.state).take(6)
+
+
+def test_a_broken_shard_is_not_tried_again_in_the_run(folder):
+    second = sorted(folder.glob("*.tar"))[1]
+    whole = second.read_bytes()
+    second.write_bytes(b"<html>" * 100)
+    order = order_of(sources(pairs=folder))
+    first = keys(order, 26)
+    second.write_bytes(whole)
+    assert sorted(keys(order, 52, 26)) == sorted(first * 2)
 
 
 def test_a_corpus_that_was_moved_is_the_same(folder):
@@ -222,11 +249,28 @@ def test_a_source_too_small_for_its_share_is_named(folder, make_shards):
         keys(order_of(read), 80, 20)
 
 
+def test_dropping_with_weights_ends_in_an_error_not_in_a_loop(folder, make_shards):
+    other = make_shards(10, 4, "other", first=100)
+    read = sources(big={"shards": str(folder), "weight": 10}, small={"shards": str(other), "weight": 1})
+    with pytest.raises(ValueError, match=r"shards of (big|small) hold \d+ pairs, and a batch takes \d+ of them"):
+        keys(order_of(read, epoch_end="drop"), 20_000, 100)
+
+
+def test_another_order_of_the_sources_is_refused(folder, make_shards):
+    other = str(make_shards(10, 4, "other", first=100))
+    given = {"big": {"shards": str(folder), "weight": 3}, "small": {"shards": other, "weight": 1}}
+    order = order_of(sources(**given))
+    keys(order, 20)
+    with pytest.raises(ValueError, match="shards was"):
+        order_of(sources(**dict(reversed(given.items()))), state_of(order))
+
+
 def test_with_replacement_shards_are_drawn_anew(folder):
     settings = {"replacement": True, "shuffle_shards": 2}
     found = keys(order_of(sources(pairs=folder), **settings), 400, 8)
     assert len(set(found)) == 30
     assert max(Counter(found[:30]).values()) > 1
+    assert all(len(set(found[start : start + 8])) > 4 for start in range(0, 400, 8))
     begun = order_of(sources(pairs=folder), **settings)
     first = keys(begun, 200, 8)
     assert first + keys(
@@ -234,11 +278,18 @@ def test_with_replacement_shards_are_drawn_anew(folder):
     ) == (found)
 
 
+def test_with_replacement_fewer_shards_than_a_window_are_an_epoch(make_shards):
+    order = order_of(sources(pairs=make_shards(12, 4)), replacement=True)
+    assert sorted(keys(order, 24, 12)) == sorted([drawn_pair(n).key for n in range(12)] * 2)
+    assert order.state["epochs"] == {"pairs": 2.0}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"shuffle_shards": 0}, r"data\.order\.shuffle_shards is 0"),
         ({"samples_per_epoch": 0}, r"data\.order\.samples_per_epoch is 0"),
+        ({"samples_per_epoch": 1.5}, r"data\.order\.samples_per_epoch is 1\.5"),
         ({"epoch_end": "cut"}, r"data\.order\.epoch_end is 'cut': choose carry_over or drop"),
         ({"on_change": "ignore"}, r"data\.order\.on_change is 'ignore': choose refuse or next_epoch"),
     ],

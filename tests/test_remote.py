@@ -70,8 +70,11 @@ def test_a_cache_that_is_too_small_brings_them_again(web, shards, tmp_path, capl
     size = max(path.stat().st_size for path in shards.glob("*.tar"))
     cache = Cache(tmp_path / "cache", limit_gb=3.5 * size / 1e9)
     reading = Reading(use="threads", cache=cache, max_quarantined=0.0)
-    here = [batch.keys for batch in batches(sources(pairs=shards), steps=9)]
-    assert [batch.keys for batch in batches(remote(web, cache), steps=9, reading=reading)] == here
+    with pytest.raises(ValueError, match=r"6 shards of .* GB are read together, .*limit_gb, or lower .*shuffle_shards"):
+        next(batches(remote(web, cache), reading=reading))
+    here = [batch.keys for batch in batches(sources(pairs=shards), steps=9, shuffle_shards=2)]
+    there = batches(remote(web, cache), steps=9, reading=reading, shuffle_shards=2)
+    assert [batch.keys for batch in there] == here
     assert len([path for path in web.asked if path.endswith(".tar")]) > 6
     assert caplog.text.count("less than two such windows") == 1
     assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 3.5 * size

@@ -1,7 +1,9 @@
 """What is read of a source: captions among several fields, rules on read, and what is broken or missing."""
 
+import errno
 import json
 import logging
+import tarfile
 from collections import Counter
 from itertools import chain
 
@@ -69,6 +71,7 @@ def test_another_field_stands_in_for_one_that_is_missing_or_empty():
         ({"json": b'{"alt": ""}'}, "empty_caption"),
         ({"json": b"{"}, "corrupt_json"),
         ({"json": b"[1]"}, "corrupt_json"),
+        ({"json": b"[" * 100_000}, "corrupt_json"),
     ],
 )
 def test_a_pair_without_a_caption_is_unusable(texts, reason):
@@ -191,7 +194,9 @@ def test_json_that_is_none_is_counted(tmp_path):
 
 
 def test_a_column_that_nothing_has_is_an_error(coyo_shards):
-    with pytest.raises(ValueError, match=r"00000\.tar has no column pwatermark, which the rule clean needs"):
+    with pytest.raises(
+        ValueError, match=r"00000\.tar has no column pwatermark, which the rule clean needs: its .*width"
+    ):
         opened(with_rules(coyo_shards, clean="pwatermark < 0.5"))
 
 
@@ -201,6 +206,12 @@ def test_values_of_several_types_are_named(tmp_path):
     write_tar(tmp_path / "a.tar", members)
     _, _, opener = opened(with_rules(tmp_path / "a.tar", **WIDE))
     assert "width in its json files is int 1 times, str 1 times" in next(iter(opener.quarantine.names.values()))
+
+
+def test_numbers_beyond_64_bits_are_named(tmp_path):
+    write_tar(tmp_path / "a.tar", [*pair_members(0), ("pair-00000.json", b'{"width": 99999999999999999999999}')])
+    _, _, opener = opened(with_rules(tmp_path / "a.tar", **WIDE))
+    assert "width in its json files is int 1 times" in next(iter(opener.quarantine.names.values()))
 
 
 def test_rules_over_the_whole_corpus_are_refused(coyo_shards):
@@ -263,6 +274,37 @@ def test_a_shard_that_went_away_is_quarantined(make_shards):
     kept, _, opener = opened(read)
     assert list(kept) == [0]
     assert "No such file" in opener.quarantine.names[str(folder / "00001.tar")]
+
+
+def test_a_fault_of_the_machine_is_no_shards_fault(make_shards, monkeypatch):
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("align_train.data.storage.shards.read_index", full)
+    with pytest.raises(OSError, match=r"00000\.tar cannot be read now .*Too many open files.*resume=RUN"):
+        opened(sources(pairs=make_shards(4)))
+
+
+def test_a_size_that_is_none_breaks_a_tar_there(make_shards):
+    folder = make_shards(8)
+    tar = folder / "00000.tar"
+    with tarfile.open(tar) as file:
+        offset = file.getmembers()[6].offset
+    with tar.open("r+b") as file:
+        file.seek(offset + 130)
+        file.write(b"9")
+    kept, dropped, opener = opened(sources(pairs=folder))
+    assert kept == {0: ["pair-00000", "pair-00001"]}
+    assert dropped == {"truncated_shard": 6}
+    assert str(tar) in opener.quarantine.names
+
+
+def test_a_shard_that_was_mended_is_no_longer_in_quarantine(make_shards):
+    read = sources(pairs=make_shards(4))
+    opener = Opener(read)
+    opener.quarantine.names[str(read[0].shards[0])] = "as a checkpoint has it"
+    opener.open([0])
+    assert not opener.quarantine.names
 
 
 def test_a_truncated_tar_is_used_to_its_break_and_named(make_shards):

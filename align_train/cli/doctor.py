@@ -93,7 +93,7 @@ def check_settings(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
-    if not config.seconds > 0:
+    if isinstance(config.seconds, bool) or not isinstance(config.seconds, int | float) or not config.seconds > 0:
         raise ValueError(f"seconds is {config.seconds!r}; give a time over 0")
 
 

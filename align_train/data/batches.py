@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Sampler
 
-from align_train.data.order import Drawn, Order
+from align_train.data.order import Order
 from align_train.data.storage.shards import Place
+from align_train.data.windows import Drawn, Window
 from align_train.records import Tally
 
-SPARES = 64  # pairs that may stand in for unusable ones of a batch
+SPARES = 16  # pairs that may stand in for unusable ones, beside half as many as the batch has
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class BatchPlan:
     Attributes:
         first: number of the first pair, counted from the start of training over all ranks.
         places: the pairs.
-        spares: pairs of the same window that stand in for those that turn out unusable.
+        spares: pairs that stand in, in turn, for those that turn out unusable; of the same windows, and soon to have
+            their own turn.
         dropped: pairs that were left out before this batch; on the first rank alone, since all leave out the same.
     """
 
@@ -32,10 +33,6 @@ class BatchPlan:
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def spare(self, number: int, attempt: int) -> Place:
-        """What stands in for pair `number` of training; the same whatever the number of ranks."""
-        return self.spares[(number * 7 + attempt) % len(self.spares)]
 
 
 class BatchPlans(Sampler[BatchPlan]):
@@ -69,7 +66,8 @@ class BatchPlans(Sampler[BatchPlan]):
         self._after: dict[int, dict[str, Any]] = {start: order.state}
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        assert self.start in self._after, "a round that begins again after steps would repeat their pairs"
+        if self.start not in self._after:
+            raise RuntimeError("a round that begins again after its first steps would repeat their pairs")
         order = self.order.at(self._after[self.start])
         share = self.batch_size // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
@@ -80,7 +78,7 @@ class BatchPlans(Sampler[BatchPlan]):
             yield BatchPlan(
                 first + own.start,
                 [window[pair] for window, pair in drawn[own]],
-                self._spares(first, drawn),
+                _spares(drawn, own),
                 dropped if self.rank == 0 else Tally(),
             )
 
@@ -90,9 +88,21 @@ class BatchPlans(Sampler[BatchPlan]):
             del self._after[known]
         return self._after[step]
 
-    def _spares(self, first: int, drawn: Sequence[Drawn]) -> list[Place]:
-        """Pairs of the last window, but not of this batch unless it is all there is."""
-        window = drawn[-1][0]
-        chosen = np.random.default_rng([first, 1]).integers(len(window), size=SPARES).tolist()
-        taken = {pair for other, pair in drawn if other is window}
-        return [window[pair] for pair in chosen if pair not in taken] or [window[pair] for pair in chosen]
+
+def _spares(drawn: Sequence[Drawn], own: slice) -> list[Place]:
+    """For the pairs of a rank, those that lie as much further on in their windows as the whole batch is long.
+
+    So they are not of this batch, and no two ranks have one in common; unless a window has nothing else.
+    """
+    parts: dict[Window, tuple[int, int]] = {}  # first pair of the batch in a window, and how many
+    for window, pair in drawn:
+        first, count = parts.get(window, (pair, 0))
+        parts[window] = first, count + 1
+    wanted = drawn[own][: (own.stop - own.start) // 2 + SPARES]
+    spares = []
+    for window, pair in wanted:
+        first, count = parts[window]
+        further = (pair + count) % len(window)
+        if not first <= further < first + count:
+            spares.append(window[further])
+    return spares or [window[pair] for window, pair in wanted]

@@ -41,8 +41,8 @@ class Captions:
         """Kinds of members that hold the fields."""
         return list(dict.fromkeys(_kind_and_key(name)[0] for name in self.fields))
 
-    def choose(self, texts: Mapping[str, bytes], random: np.random.Generator, where: str) -> str:
-        """The caption, from the members by kind.
+    def choose(self, texts: Mapping[str, bytes], random: np.random.Generator | None, where: str) -> str:
+        """The caption, from the members by kind; without random numbers, of the most probable field.
 
         Raises:
             Unusable: no_caption where no field is there, empty_caption where none says anything, corrupt_json.
@@ -58,10 +58,10 @@ class Captions:
             reason = "empty_caption"
         raise Unusable(reason, where)
 
-    def _drawn(self, random: np.random.Generator) -> list[str]:
+    def _drawn(self, random: np.random.Generator | None) -> list[str]:
         """All fields, in the order in which they were drawn without replacement."""
-        if len(self.fields) == 1:
-            return list(self.fields)
+        if random is None or len(self.fields) == 1:
+            return sorted(self.fields, key=lambda name: -self.fields[name])
         weights = np.array(list(self.fields.values()), float)
         return list(random.choice(list(self.fields), len(self.fields), replace=False, p=weights / weights.sum()))
 
@@ -85,7 +85,7 @@ def read_json(content: bytes, where: str) -> dict[str, Any]:
     """A pair's metadata; Unusable as corrupt_json where it is none."""
     try:
         document = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unusable("corrupt_json", f"{where} ({error})") from error
     if not isinstance(document, dict):
         raise Unusable("corrupt_json", f"{where} is {type(document).__name__}, not an object")

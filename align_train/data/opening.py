@@ -57,6 +57,7 @@ class Opener:
         self._source_of = [source for source in sources for _ in source.shards]
         self.quarantine = Quarantine(len(set(map(str, self.shards))), max_quarantined)
         self._stall_seconds, self._warned = stall_seconds, False
+        self._given_up: set[int] = set()  # not tried again in this run: what one rank sees mended, another may not yet
         self._fetchers, self._readers = Crew(threads), Crew(threads)
 
     def open(self, numbers: Sequence[int]) -> dict[int, Opened]:
@@ -66,7 +67,7 @@ class Opener:
             TimeoutError: a shard does not answer; it is named.
             ValueError: a rule does not work on a shard, or too many are broken.
         """
-        numbers = list(dict.fromkeys(numbers))
+        numbers = [number for number in dict.fromkeys(numbers) if number not in self._given_up]
         fetching = {number: self._fetchers.submit(self._fetch, number) for number in numbers}
         reading: dict[int, Future[_Found]] = {}
         shown = threading.current_thread() is threading.main_thread()  # not while training goes on
@@ -79,6 +80,7 @@ class Opener:
         for number, future in reading.items():
             with self._quarantined(number):
                 found[number] = future.result(self._stall_seconds)
+                self.quarantine.names.pop(str(self.shards[number]), None)  # it may be of before a resume
                 if lost := found[number].dropped["truncated_shard"]:
                     reason = f"it ends too early: {lost} pairs are lost, those before are used"
                     self.quarantine.add(self.shards[number], reason)
@@ -96,13 +98,21 @@ class Opener:
                 f"{shard} did not answer for {self._stall_seconds:g} seconds: check its disk or network, or allow "
                 "more with data.reading.stall_seconds"
             ) from None
-        except (BrokenShard, OSError) as error:
+        except (BrokenShard, FileNotFoundError, PermissionError, IsADirectoryError) as error:
             self.quarantine.add(shard, str(error))
+            self._given_up.add(number)
+        except OSError as error:  # of the machine or the network: the next rank may not have it
+            raise OSError(f"{shard} cannot be read now ({error}): mend that, and go on with resume=RUN") from error
 
     def _check_room(self, numbers: Sequence[int]) -> None:
-        """Warn, once, of a cache that lets go of shards before they are read."""
+        """Warn, once, of a cache that lets go of shards before they are read; ValueError if not one window fits."""
         remote = [shard for shard in (self.shards[number] for number in numbers) if shard.room]
         size = sum(shard.size for shard in remote)
+        if remote and size > remote[0].room:
+            raise ValueError(
+                f"{len(remote)} shards of {size / 1e9:.3g} GB are read together, and the cache may hold "
+                f"{remote[0].room / 1e9:.3g} GB: raise data.reading.cache.limit_gb, or lower data.order.shuffle_shards"
+            )
         if not self._warned and remote and 2 * size > remote[0].room:
             self._warned = True
             log.warning(
@@ -134,7 +144,7 @@ class Opener:
         rows = np.flatnonzero(usable)
         if not source.rules:
             return _Found(index, rows, dropped, None)
-        metadata = metadata_of(shard, index, rows, list(source.plan.columns), dropped)
+        metadata = metadata_of(shard, index, rows, source.plan.columns, dropped)
         return _Found(index, rows, dropped, metadata)
 
     def _kept(self, found: Mapping[int, _Found]) -> Iterator[tuple[int, Opened]]:
@@ -146,7 +156,6 @@ class Opener:
                 if shard.metadata is not None:
                     if source.name not in filters:
                         filters[source.name] = stack.enter_context(RowFilter(source.plan))
-                    source.plan.check_columns(str(self.shards[number]), shard.metadata.column_names)
                     kept, lost = filters[source.name].kept(shard.metadata)
                     rows = kept[PAIR].to_numpy()
                     shard.dropped.update(lost)

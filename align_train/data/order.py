@@ -7,206 +7,15 @@ said by three numbers: epoch, window, and pair of the window. Nothing here knows
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from align_train.data.crew import Crew
-from align_train.data.opening import Opened, Opener
+from align_train.data.opening import Opener
 from align_train.data.sources import Source
-from align_train.data.storage.shards import Place, place_of
+from align_train.data.windows import Cursor, Drawn, OrderSettings, Stream
 from align_train.records import Tally
-
-EPOCH_ENDS = ("carry_over", "drop")
-CHANGES = ("refuse", "next_epoch")
-
-
-@dataclass(frozen=True)
-class OrderSettings:
-    """How pairs are ordered.
-
-    Attributes:
-        seed: another seed, another order.
-        shuffle_shards: shards in a window; more mixes better, opens more shards before the first batch, and reads from
-            more files at a time.
-        replacement: draw the shards of each window anew from all of them, instead of each once an epoch.
-        samples_per_epoch: pairs that count as an epoch; None counts each source by its own shards.
-        epoch_end: what becomes of the last pairs of an epoch, fewer than a batch: `carry_over` begins a batch with them
-            that the next epoch fills, `drop` leaves them out and counts them.
-        on_change: what to do when a run is resumed with other shards: `refuse`, or begin the `next_epoch`.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    seed: int = 0
-    shuffle_shards: int = 16
-    replacement: bool = False
-    samples_per_epoch: int | None = None
-    epoch_end: str = "carry_over"
-    on_change: str = "refuse"
-
-    def __post_init__(self) -> None:
-        if self.shuffle_shards < 1:
-            raise ValueError(f"data.order.shuffle_shards is {self.shuffle_shards}; at least 1 shard must be open")
-        if self.samples_per_epoch is not None and self.samples_per_epoch < 1:
-            raise ValueError(f"data.order.samples_per_epoch is {self.samples_per_epoch}; an epoch has at least 1 pair")
-        for name, choices in {"epoch_end": EPOCH_ENDS, "on_change": CHANGES}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"data.order.{name} is {getattr(self, name)!r}: choose {' or '.join(choices)}")
-
-
-class Cursor(NamedTuple):
-    """Where a source goes on: the epoch, which window of its shards, which pair of the window."""
-
-    epoch: int = 0
-    window: int = 0
-    pair: int = 0
-
-
-class Window:
-    """Some shards' pairs, permuted together.
-
-    Args:
-        opened: the shards by number.
-        shards: their numbers, in order; one may come twice.
-        seed: of the permutation.
-    """
-
-    def __init__(self, opened: Mapping[int, Opened], shards: Sequence[int], seed: Sequence[int]) -> None:
-        self._indexes = {number: opened[number].index for number in opened}
-        used = [number for number in shards if number in opened]
-        shard = np.repeat(used, [len(opened[number].rows) for number in used]).astype(np.int64)
-        row = np.concatenate([opened[number].rows for number in used]) if used else np.empty(0, np.int64)
-        order = np.random.default_rng(seed).permutation(len(shard))
-        self._shard, self._row = shard[order], row[order]
-        self.dropped = Tally()
-        for number in used:
-            self.dropped.update(opened[number].dropped)
-
-    def __len__(self) -> int:
-        return len(self._shard)
-
-    def __getitem__(self, number: int) -> Place:
-        shard = int(self._shard[number])
-        return place_of(shard, self._indexes[shard], int(self._row[number]))
-
-
-Drawn = tuple[Window, int]  # a pair, by its number in a window
-
-
-class Stream:
-    """One sequence of pairs without end.
-
-    Args:
-        name: for messages.
-        number: of the stream, a part of its seed.
-        shards: numbers of the shards it reads.
-        opener: opens them.
-        settings: how they are ordered.
-        cursor: where to begin.
-    """
-
-    def __init__(
-        self, name: str, number: int, shards: Sequence[int], opener: Opener, settings: OrderSettings, cursor: Cursor
-    ) -> None:
-        self.name, self.cursor = name, cursor
-        self._number, self._shards, self._opener, self._settings = number, np.asarray(shards), opener, settings
-        self._ahead = Crew(1)  # opens the next window while this one is used
-        self._opening: tuple[tuple[int, int], Future[Window]] | None = None
-        self._window: Window | None = None
-        self._pairs = 0 if cursor == (cursor.epoch, 0, 0) else None  # of this epoch so far, if seen from its start
-
-    @property
-    def windows(self) -> int:
-        """Windows in an epoch."""
-        return -(-len(self._shards) // self._settings.shuffle_shards)
-
-    @property
-    def epochs(self) -> float:
-        """Epochs gone by; within a window as if all shards of the epoch had as many pairs."""
-        size = self._settings.shuffle_shards
-        before = self.cursor.window * size
-        inside = min(size, len(self._shards) - before)
-        part = self.cursor.pair / len(self._window) if self._window else 0.0
-        return self.cursor.epoch + (before + inside * part) / len(self._shards)
-
-    @property
-    def window_pairs(self) -> int:
-        """Pairs of the window at the cursor, 0 where it is not open."""
-        return len(self._window) if self._window else 0
-
-    def take(self, count: int, usual: float) -> tuple[list[Drawn], Tally]:
-        """The next pairs, and what was left out on the way to them.
-
-        Args:
-            count: how many.
-            usual: how many are taken at a time in the mean.
-
-        Raises:
-            ValueError: an epoch has no pair, or fewer than are usually taken at a time.
-        """
-        taken: list[Drawn] = []
-        dropped = Tally()
-        while len(taken) < count:
-            window = self._open(dropped)
-            start = self.cursor.pair
-            stop = min(len(window), start + count - len(taken))
-            taken += [(window, pair) for pair in range(start, stop)]
-            self.cursor = self.cursor._replace(pair=stop)
-            ended = stop == len(window) and len(taken) < count and self._next_window(usual, dropped)
-            if ended and taken and self._settings.epoch_end == "drop":
-                dropped["epoch_tail"] += len(taken)
-                taken = []
-        return taken, dropped
-
-    def _open(self, dropped: Tally) -> Window:
-        """The window at the cursor; what it leaves out is counted when it is begun."""
-        if self._window is None:
-            place = self.cursor.epoch, self.cursor.window
-            opening = self._opening[1] if self._opening and self._opening[0] == place else None
-            self._window = opening.result() if opening else self._made(*place)
-            ahead = divmod(place[0] * self.windows + place[1] + 1, self.windows)
-            self._opening = ahead, self._ahead.submit(self._made, *ahead)
-            if self.cursor.pair == 0:
-                dropped.update(self._window.dropped)
-                if self._pairs is not None:
-                    self._pairs += len(self._window)
-        return self._window
-
-    def _next_window(self, usual: float, dropped: Tally) -> bool:
-        """Move on; True where an epoch has ended."""
-        self._window = None
-        epoch, window, _ = self.cursor
-        if window + 1 < self.windows:
-            self.cursor = Cursor(epoch, window + 1)
-            return False
-        if self._pairs is not None and (self._pairs < usual or not self._pairs):
-            raise ValueError(self._too_few(usual, dropped))
-        self.cursor, self._pairs = Cursor(epoch + 1), 0
-        return True
-
-    def _too_few(self, usual: float, dropped: Tally) -> str:
-        lost = f" (left out: {dropped.described()})" if dropped else ""
-        if not self._pairs:
-            return (
-                f"the {len(self._shards)} shards of {self.name} hold no pair{lost}: check that they are the right files"
-            )
-        return (
-            f"the shards of {self.name} hold {self._pairs} pairs{lost}, and a batch takes {usual:.4g} of them: make "
-            "data.batch_size or the weight smaller, since a pair twice in a batch is its own negative"
-        )
-
-    def _made(self, epoch: int, window: int) -> Window:
-        size, seed = self._settings.shuffle_shards, [self._settings.seed, self._number, epoch]
-        if self._settings.replacement:
-            chosen = np.random.default_rng([*seed, window, 1]).choice(self._shards, size)
-        else:
-            chosen = np.random.default_rng(seed).permutation(self._shards)[window * size : (window + 1) * size]
-        return Window(self._opener.open(chosen.tolist()), chosen.tolist(), [*seed, window, 0])
 
 
 class Order:
@@ -237,7 +46,10 @@ class Order:
         self._streams, first = [], 0
         for number, (name, shards) in enumerate(self._lists.items()):
             cursor = Cursor(*state["cursors"].get(name, ()))
-            self._streams.append(Stream(name, number, range(first, first + len(shards)), opener, settings, cursor))
+            before = state.get("window_pairs", {}).get(name, 0) if cursor.pair else 0
+            self._streams.append(
+                Stream(name, number, range(first, first + len(shards)), opener, settings, cursor, before)
+            )
             first += len(shards)
 
     @property
@@ -288,7 +100,7 @@ class Order:
             "seed": self._settings.seed,
             "shuffle_shards": self._settings.shuffle_shards,
             "replacement": self._settings.replacement,
-            "shards": {name: [len(shards), _digest(shards)] for name, shards in self._lists.items()},
+            "shards": [[name, len(shards), _digest(shards)] for name, shards in self._lists.items()],
         }
 
     def _checked(self, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,26 +1,27 @@
 """Plans to batches: pairs are read, decoded, changed at random and tokenized."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import BertTokenizer
 
 from align_train.batch import Batch
 from align_train.corpus.images import Unusable
 from align_train.data.batches import BatchPlan
-from align_train.data.images import Augmentation, pixels_of, resized, training_pixels
+from align_train.data.images import Augmentation, resized, training_pixels
 from align_train.data.sources import Source
-from align_train.data.storage.shards import OpenFiles, PairFiles, Place, Shard, all_places
+from align_train.data.storage.shards import OpenFiles, Place
 from align_train.data.tokens import load_tokenizer, tokenize
 from align_train.records import Preprocessing, Tally
 
 log = logging.getLogger(__name__)
+TOLD = 10  # pairs of each reason that a worker names in the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class Example:
 class PairReader(Dataset[Batch]):
     """A plan to a batch of augmented pairs. A pickled or copied reader opens its own files.
 
-    A pair that cannot be used is counted by reason, and another of the same window stands in its place: batches stay
-    full and equal on all ranks.
+    A pair that cannot be used is counted by reason, and a spare stands in its place: batches stay full and equal on all
+    ranks.
 
     Args:
         sources: what the plans' numbers of shards count.
@@ -49,8 +50,6 @@ class PairReader(Dataset[Batch]):
             own. One takes 3 * resize^2 bytes.
         scaled: read JPEG at 1/2, 1/4 or 1/8 where that still is as large as needed.
     """
-
-    attempts = 20
 
     def __init__(
         self,
@@ -65,56 +64,71 @@ class PairReader(Dataset[Batch]):
         self._captions = [source.captions for source in sources for _ in source.shards]
         self.preprocessing, self.augmentation, self.seed, self.scaled = preprocessing, augmentation, seed, scaled
         self.reading = np.zeros(1, np.int64)  # number of the shard that is being read, from 1; 0 for none
-        self._keep = keep
-        self._files, self._collate = OpenFiles(256), Collate(preprocessing.max_tokens)
+        self._keep, self._told = keep, Tally()
+        self._files, self._collate = OpenFiles(), Collate(preprocessing.max_tokens)
         self._kept: dict[tuple[str, int], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_kept": {}, "_files": OpenFiles(256), "_collate": Collate(self.preprocessing.max_tokens)}
+        return {**vars(self), "_kept": {}, "_files": OpenFiles(), "_collate": Collate(self.preprocessing.max_tokens)}
 
     def __getitem__(self, plan: BatchPlan) -> Batch:
         """The pairs of a plan.
 
         Raises:
-            ValueError: twenty in a row cannot be used.
-            OSError: a shard cannot be read any more.
+            ValueError: too many cannot be used, about a third.
+            OSError: a disk fails.
         """
         side = self.preprocessing.crop
         pixels = np.empty((len(plan), side, side, 3), np.uint8)
-        examples = [self._example(plan, number, pixels[number]) for number in range(len(plan))]
+        spares = iter(plan.spares)
+        examples = [self._example(plan, number, spares, pixels[number]) for number in range(len(plan))]
         return self._collate.batch(torch.from_numpy(pixels), examples, plan.dropped)
 
-    def _example(self, plan: BatchPlan, number: int, pixels: np.ndarray) -> Example:
-        """Fill in the pixels of a pair."""
-        position = plan.first + number
-        random = np.random.default_rng([self.seed, position])
-        dropped, place, reason = Tally(), plan.places[number], ""
-        for attempt in range(self.attempts):
-            where = self.where(place)
+    def _example(self, plan: BatchPlan, number: int, spares: Iterator[Place], pixels: np.ndarray) -> Example:
+        """Fill in the pixels of a pair, or of the next spare that can be used."""
+        random = np.random.default_rng([self.seed, plan.first + number])
+        dropped, candidate = Tally(), plan.places[number]
+        while True:
             try:
-                image, caption, size = self.pair(place, random)
-                pixels[:] = self._pixels(image, place, random, where)  # at once, while they are in the CPU's cache
-                return Example(place.key, pixels, caption, dropped, size)
+                image, caption, size = self.pair(candidate, random)
+                pixels[:] = self._pixels(image, candidate, random)  # at once, while they are in the CPU's cache
+                return Example(candidate.key, pixels, caption, dropped, size)
             except Unusable as problem:
-                log.warning("skipped %s", problem)
+                self._tell(problem)
                 dropped[problem.reason] += 1
                 reason = str(problem)
-                place = plan.spare(position, attempt)
-        raise ValueError(
-            f"{self.attempts} pairs in a row could not be used ({dropped.described()}), the last was {reason}: "
-            "check these shards, most of what they hold is broken"
-        )
+            found = next(spares, None)
+            if found is None:
+                raise ValueError(
+                    f"{len(plan.spares)} pairs stood in for unusable ones among {len(plan)}, and there are no more; "
+                    f"the last was {reason}: look at these shards with `align-train doctor`"
+                )
+            candidate = found
+
+    def _tell(self, problem: Unusable) -> None:
+        """Log the first of each reason; all are counted."""
+        self._told[problem.reason] += 1
+        if self._told[problem.reason] <= TOLD:
+            log.warning("skipped %s", problem)
+        if self._told[problem.reason] == TOLD:
+            log.warning("further pairs with %s are counted, not told", problem.reason)
 
     def where(self, place: Place) -> str:
         """A pair's key and shard, for messages."""
         return f"{place.key} in {self.shards[place.shard]}"
 
     def pair(self, place: Place, random: np.random.Generator) -> tuple[bytes, str, int]:
-        """Encoded image (empty for one that is kept), caption, and bytes that were read; Unusable without a caption."""
+        """Encoded image (empty for one that is kept), caption, and bytes that were read.
+
+        Raises:
+            Unusable: no caption; or shard_gone, truncated_shard since the shard was opened.
+        """
         shard, where = self.shards[place.shard], self.where(place)
         self.reading[0] = place.shard + 1
         try:
             texts, image = shard.opened(lambda path: self._members(path, place, where))
+        except FileNotFoundError as error:
+            raise Unusable("shard_gone", f"{where} ({error})") from error
         finally:
             self.reading[0] = 0
         caption = self._captions[place.shard].choose(texts, random, where)
@@ -126,8 +140,9 @@ class PairReader(Dataset[Batch]):
         known = (self.shards[place.shard].address, place.row) in self._kept
         return texts, b"" if known else self._files.read(path, place.image, where)
 
-    def _pixels(self, image: bytes, place: Place, random: np.random.Generator, where: str) -> np.ndarray:
+    def _pixels(self, image: bytes, place: Place, random: np.random.Generator) -> np.ndarray:
         """Decoded and changed; what is decoded is kept while there is room."""
+        where = self.where(place)
         if not self._keep:
             return training_pixels(image, self.preprocessing, self.augmentation, random, where, self.scaled)
         name = self.shards[place.shard].address, place.row
@@ -137,29 +152,6 @@ class PairReader(Dataset[Batch]):
             if len(self._kept) < self._keep:
                 self._kept[name] = square
         return self.augmentation(square, self.preprocessing.crop, random)
-
-
-class EvaluationPairs(Dataset[Example | Tally]):
-    """Every pair once, in the order of the shards, centre-cropped; a Tally stands where one cannot be used."""
-
-    def __init__(self, shards: Sequence[Shard], preprocessing: Preprocessing) -> None:
-        self.shards, self.preprocessing = list(shards), preprocessing
-        self.places, self._files = list(all_places(shards)), PairFiles(shards)
-        if not self.places:
-            raise ValueError(f"the {len(shards)} shards hold no pair: check that they are the right files")
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int) -> Example | Tally:
-        place = self.places[number]
-        try:
-            image, caption = self._files.read(place)
-            where = f"{place.key} in {self.shards[place.shard]}"
-            return Example(place.key, pixels_of(image, self.preprocessing, where), caption)
-        except Unusable as problem:
-            log.warning("skipped %s", problem)
-            return Tally({problem.reason: 1})
 
 
 class Collate:
@@ -184,15 +176,3 @@ class Collate:
         keys, size = tuple(example.key for example in examples), sum(example.bytes for example in examples)
         dropped = sum((example.dropped for example in examples), Tally(dropped))
         return Batch(pixels.permute(0, 3, 1, 2), input_ids, mask, keys, dropped, bytes=size)
-
-
-def evaluation_batches(
-    shards: Sequence[Shard], preprocessing: Preprocessing, batch_size: int = 256, workers: int = 0
-) -> DataLoader:
-    """Batches of every pair of `shards` once, in their order; the last one may be short."""
-    return DataLoader(
-        EvaluationPairs(shards, preprocessing),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=Collate(preprocessing.max_tokens),
-    )

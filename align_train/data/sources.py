@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from align_train.corpus.select.plan import Plan
@@ -12,6 +13,7 @@ from align_train.data.storage.cache import Cache
 from align_train.data.storage.shards import Shard, find_shards
 
 log = logging.getLogger(__name__)
+LISTED = 50  # broken shards that a message lists
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Quarantine:
         self.names[str(shard)] = reason
         log.warning("quarantined %s: %s", shard, reason)
         if len(self.names) > self.share * self.shards:
-            listed = "\n".join(f"  {name}: {why}" for name, why in self.names.items())
+            listed = "\n".join(f"  {name}: {why}" for name, why in islice(self.names.items(), LISTED))
+            listed += f"\n  and {len(self.names) - LISTED} more" if len(self.names) > LISTED else ""
             raise ValueError(
                 f"{len(self.names)} of {self.shards} shards are broken, more than data.reading.max_quarantined="
                 f"{self.share:g} of them. Write or fetch them again, take them off the list, or allow more:\n{listed}"

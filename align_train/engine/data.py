@@ -7,19 +7,17 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from align_train.batch import Batch
 from align_train.data import (
     Augmentation,
     BatchPlans,
+    EvaluationBatches,
     Loader,
     Opener,
     Order,
     OrderSettings,
     PairReader,
     Reading,
-    evaluation_batches,
     find_shards,
     read_sources,
 )
@@ -79,17 +77,23 @@ class PairData(L.LightningDataModule):
         """From the step the trainer stands at to its last."""
         assert self.trainer is not None
         start, stop = self.trainer.global_step, self.trainer.max_steps
-        if start and not self._saved:
+        before, self._saved = self._saved.get("order"), {}
+        if start and self._plans is not None:  # training goes on in this process
+            before = self._plans.state_at(start)
+        if start and not before:
             raise ValueError(
                 f"the checkpoint is of step {start} and says nothing of its place in the data, as those of earlier "
                 "versions: it can be evaluated and exported, not resumed"
             )
-        self._plans = self._planned(start, stop, self._saved.get("order"))
+        self._plans = self._planned(start, stop, before if start else None)
         return Loader(self.reader, self._plans, self.workers, self.reading, self.trainer.strategy.root_device)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Every validation pair, on every rank."""
-        return evaluation_batches(self.validation, self.preprocessing) if self.validation else []
+    def val_dataloader(self) -> EvaluationBatches | list[Any]:
+        """Every validation pair, on every rank, with the captions of the first source."""
+        if not self.validation:
+            return []
+        captions, patience = self.sources[0].captions, self.reading.stall_seconds
+        return EvaluationBatches(self.validation, self.preprocessing, captions=captions, stall_seconds=patience)
 
     def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
         """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
@@ -109,7 +113,7 @@ class PairData(L.LightningDataModule):
         """Where the order goes on; every rank must call it.
 
         Raises:
-            RuntimeError: the ranks have read different data.
+            ValueError: the ranks have read different data.
         """
         if self._plans is None:
             return {}
@@ -119,7 +123,7 @@ class PairData(L.LightningDataModule):
         if any(other != state for other in states):
             told = "; ".join(f"rank {number}: {other['cursors']}" for number, other in enumerate(states))
             broken = ", ".join(self.opener.quarantine.names) or "nothing"
-            raise RuntimeError(
+            raise ValueError(
                 f"the ranks are not at the same place of the data ({told}), since one could not read what another "
                 f"could; quarantined here: {broken}. Resume from the checkpoint before this one"
             )

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from align_train.batch import Batch
 from align_train.corpus.stream import CoyoStream, Position
-from align_train.data import Augmentation, StreamedBatches, evaluation_batches, find_shards
+from align_train.data import Augmentation, EvaluationBatches, StreamedBatches, find_shards
 from align_train.data.stream import Share
 from align_train.distributed import gather_objects, rank, world_size
 from align_train.records import Preprocessing
@@ -58,9 +58,9 @@ class StreamData(L.LightningDataModule):
             self._restore()
         return self._loader(Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions))
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> EvaluationBatches | list[Any]:
         """Every validation pair, on every rank."""
-        return evaluation_batches(self.validation, self.preprocessing) if self.validation else []
+        return EvaluationBatches(self.validation, self.preprocessing) if self.validation else []
 
     def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
         """This rank's pixels of the first training batches, to measure batch-norm statistics on."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from align_train.batch import Batch
-from align_train.data import evaluation_batches, find_shards
+from align_train.data import EvaluationBatches, find_shards
 from align_train.data.storage.shards import Shard
 from align_train.metrics import chance_recall, retrieval_recall
 from align_train.records import Preprocessing, Tally
@@ -102,7 +102,7 @@ class Retrieval:
     def embed(self, model: DualEncoder, device: torch.device | str = "cpu") -> Embeddings:
         """Embed the exam's pairs."""
         shards = find_shards(self.shards)
-        batches = evaluation_batches(shards, model.preprocessing, self.batch_size)
+        batches = EvaluationBatches(shards, model.preprocessing, self.batch_size)
         left_out = excluded_keys(shards, self.exclude)
         embeddings = embed(model, batches, device, self.shards)  # type: ignore[arg-type]
         return embeddings.only([key not in left_out for key in embeddings.keys]) if left_out else embeddings

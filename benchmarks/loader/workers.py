@@ -53,9 +53,8 @@ def main() -> None:
             command = [sys.executable, __file__, str(given.folder), *options]
             speeds.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
             print(f"round {number + 1}, {workers} {use}: {speeds[-1]:.0f} images/s", file=sys.stderr)
-    print(
-        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {given.rounds} rounds of {given.images} images\n"
-    )
+    rounds = f"{given.rounds} rounds of {given.images} images"
+    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {rounds}\n")
     print("| workers | images/s, median (min to max) |\n|---|---|")
     for (use, workers), speeds in found.items():
         name = f"{workers} {use}" if workers else "none: read as asked for"

@@ -44,11 +44,9 @@ class Cache:
     def __init__(
         self, folder: str | Path, limit_gb: float = 100.0, stall_seconds: float = 120.0, attempts: int = 3
     ) -> None:
-        if limit_gb <= 0 or stall_seconds <= 0 or attempts < 1:
-            raise ValueError(
-                f"a cache needs limit_gb and stall_seconds above 0 and attempts of 1 or more, not {limit_gb}, "
-                f"{stall_seconds} and {attempts}"
-            )
+        for name, value in (("limit_gb", limit_gb), ("stall_seconds", stall_seconds), ("attempts", attempts)):
+            if not value > 0:
+                raise ValueError(f"data.reading.cache.{name} is {value}: give a number over 0")
         self.folder, self.limit = Path(folder).expanduser(), int(limit_gb * 1e9)
         self.stall_seconds, self.attempts = stall_seconds, attempts
         self._absent: set[str] = set()

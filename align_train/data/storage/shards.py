@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from align_train.data.storage.cache import Cache
 from align_train.data.storage.tars import IMAGE, BrokenShard, Index, Span, read_index
 
 T = TypeVar("T")
+TRIES = 5  # to open a copy that a cache too small for its shards lets go of
 CACHE_FOLDER = "~/.cache/align_train/shards"
 
 
@@ -61,11 +62,11 @@ class Shard:
             return 0
 
     def opened(self, use: Callable[[Path], T]) -> T:
-        """What `use` makes of the tar's path; tried twice, since the cache may let go of a copy before it is opened."""
-        try:
-            return use(self.path)
-        except FileNotFoundError:
-            return use(self.path)
+        """What `use` makes of the tar's path; tried again, since the cache may let go of a copy before it is opened."""
+        for _ in range(TRIES - 1):
+            with suppress(FileNotFoundError):
+                return use(self.path)
+        return use(self.path)
 
     def index(self, kinds: Collection[str] = ("txt",)) -> Index:
         """Its pairs; BrokenShard and OSError as `read_index`."""
@@ -73,7 +74,17 @@ class Shard:
 
     def lost(self, index: Index) -> int:
         """Pairs that are missing since the tar ends too early: as many as the sidecar promises, at least one."""
-        return max(self._promised - len(index), int(not index.whole))
+        return 0 if index.whole else max(self._promised - len(index), 1)
+
+    @property
+    def sidecar_columns(self) -> list[str]:
+        """Names of the sidecar's columns, none where there is none; BrokenShard where it is no parquet file."""
+        if self.sidecar is None:
+            return []
+        try:
+            return list(pq.read_schema(self.sidecar).names)
+        except Exception as error:
+            raise BrokenShard(self._unreadable(error)) from error
 
     def metadata(self, columns: Collection[str]) -> pa.Table:
         """Those of the columns that the sidecar has, of the pairs that the tar should hold.
@@ -90,9 +101,11 @@ class Shard:
                 tried = {"status"} if names >= {"status", "error_message"} else set()
                 table = file.read(columns=sorted(({*columns} & names) | tried))
         except Exception as error:
-            message = f"{self.sidecar} is not readable parquet ({error}): remove it or write the shard again"
-            raise BrokenShard(message) from error
+            raise BrokenShard(self._unreadable(error)) from error
         return table.filter(pc.equal(table["status"], "success")) if tried else table
+
+    def _unreadable(self, error: Exception) -> str:
+        return f"{self.sidecar} is not readable parquet ({error}): remove it or write the shard again"
 
     @cached_property
     def _promised(self) -> int:
@@ -133,7 +146,7 @@ class OpenFiles:
         limit: files that may be open at a time.
     """
 
-    def __init__(self, limit: int = 64) -> None:
+    def __init__(self, limit: int = 32) -> None:
         self.limit = limit
         self._descriptors: dict[Path, int] = {}  # the one read last comes last
 
@@ -173,10 +186,10 @@ def find_shards(patterns: str | Sequence[str], cache: Cache | None = None) -> li
     return [Shard(address, cache) for address in expand(patterns, cache.stall_seconds)]
 
 
-def all_places(shards: Sequence[Shard]) -> Iterator[Place]:
+def all_places(shards: Sequence[Shard], kinds: Collection[str] = ("txt",)) -> Iterator[Place]:
     """Every pair of the shards in their order, also those that are lost with the end of a tar."""
     for number, shard in enumerate(shards):
-        index = shard.index()
+        index = shard.index(kinds)
         for row in range(len(index)):
             place = place_of(number, index, row)
             reason = "duplicate_key" if index.repeated[row] else "" if place.image else "no_image"
@@ -186,21 +199,25 @@ def all_places(shards: Sequence[Shard]) -> Iterator[Place]:
 
 
 class PairFiles:
-    """Reads pairs of shards by their places, with the captions of `key.txt`.
+    """Reads pairs of shards by their places.
 
     Args:
         shards: what the places' numbers count.
+        captions: where captions come from.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards, self._files, self._captions = list(shards), OpenFiles(), Captions()
+    def __init__(self, shards: Sequence[Shard], captions: Captions | None = None) -> None:
+        self.shards, self._files, self._captions = list(shards), OpenFiles(), captions or Captions()
+
+    def where(self, place: Place) -> str:
+        """A pair's key and shard, for messages."""
+        return f"{place.key} in {self.shards[place.shard]}"
 
     def read(self, place: Place) -> tuple[bytes, str]:
         """Encoded image and caption; Unusable where one is missing."""
-        where = f"{place.key} in {self.shards[place.shard]}"
+        where = self.where(place)
         if place.lost or place.image is None:
             raise Unusable(place.lost, where)
         path = self.shards[place.shard].path
         texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
-        caption = self._captions.choose(texts, np.random.default_rng(0), where)  # of one field: nothing is drawn
-        return self._files.read(path, place.image, where), caption
+        return self._files.read(path, place.image, where), self._captions.choose(texts, None, where)

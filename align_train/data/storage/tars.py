@@ -1,6 +1,7 @@
 """What is in a tar, and where: its headers read once, without the files between them."""
 
 import os
+import re
 import tarfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -145,8 +146,10 @@ def _plain_members(file: int, size: int) -> tuple[list[tuple[str, Span]], bool]:
                 return members, False  # broken, or cut off
             raise _SpecialHeader
         length = header[124:136].strip(b"\0 ")
-        if not length.isdigit():
+        if header[124] & 0x80:
             raise _SpecialHeader  # a file over 8 GiB
+        if not re.fullmatch(rb"[0-7]+", length):
+            return members, False
         span = Span(offset + _BLOCK, int(length, 8))
         if kind != b"5":
             if span.offset + span.size > size:
