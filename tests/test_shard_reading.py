@@ -149,7 +149,7 @@ def test_a_header_broken_in_the_middle_is_not_silent(make_shards):
     assert read_all(Shard(path))[4:] == ["truncated_shard"]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"<html>" * 300, gzip.compress(b"tar" * 900)])
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>" * 300, gzip.compress(b"tar" * 900)], ids=len)
 def test_a_file_that_is_no_tar(tmp_path, content):
     path = tmp_path / "page.tar"
     path.write_bytes(content)
