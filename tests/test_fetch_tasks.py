@@ -11,7 +11,6 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
-from multiprocessing import resource_tracker
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -36,15 +35,23 @@ from align_train.data.storage.shards import Shard
 pytest_plugins = ["bad_server"]
 
 
+def open_here(folder):
+    """Files that are open under a folder, and sockets; threads that other tests left have files of their own."""
+    for number in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            name = os.readlink(f"/dev/fd/{number}")
+            if name.startswith(("socket:", str(folder))):
+                yield name
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left():
+def nothing_is_left(tmp_path):
     """No test leaves a thread that downloads or a file open."""
-    resource_tracker.ensure_running()  # of multiprocessing; it stays
     gc.collect()  # what earlier tests left
-    files = len(os.listdir("/dev/fd"))
+    before = set(open_here(tmp_path))
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("align_train")]
-    assert len(os.listdir("/dev/fd")) <= files
+    assert set(open_here(tmp_path)) <= before
 
 
 def links(server, *paths):

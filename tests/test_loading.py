@@ -113,8 +113,9 @@ def test_an_error_of_a_thread_is_raised(tmp_path):
     with pytest.raises(ValueError, match="pairs stood in for unusable ones among 2"):
         next(found)
     del found
+    gc.collect()
     for thread in set(threading.enumerate()) - before:
-        thread.join(5)
+        thread.join(1)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_ranks_that_read_different_data_are_found_out(tiny_run: Overrides, monke
     monkeypatch.setattr(
         "align_train.engine.data.gather_objects", lambda state: [state, {**state, "cursors": {"x": []}}]
     )
-    with pytest.raises(RuntimeError, match=r"ranks are not at the same place .*rank 1: .*Resume from the checkpoint"):
+    with pytest.raises(ValueError, match=r"ranks are not at the same place .*rank 1: .*Resume from the checkpoint"):
         run(tiny_run())
 
 
