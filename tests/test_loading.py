@@ -3,8 +3,11 @@
 import gc
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +107,26 @@ def test_what_is_left_early_leaves_no_thread(make_shards):
     for thread in crews:
         thread.join(5)
     assert not any(thread.is_alive() for thread in crews)
+
+
+SCRIPT = """
+import sys
+from itertools import islice
+from align_train.data import Reading
+from reading import batches, sources
+
+found = batches(sources(pairs=sys.argv[1]), steps=200, workers=2, reading=Reading(use=sys.argv[2]))
+print(len(list(islice(found, 3))))
+"""
+
+
+@pytest.mark.parametrize("use", ["threads", "processes"])
+def test_a_script_that_takes_three_and_ends_does_end(make_shards, use):
+    """Python ends threads in the middle of their work, and those in C++ would abort the process."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", SCRIPT, str(make_shards(64)), use]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
 
 
 def test_an_error_of_a_thread_is_raised(tmp_path):

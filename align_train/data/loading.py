@@ -117,9 +117,7 @@ class Loader:
                 except TimeoutError as error:
                     raise error if str(error) else self._stalled() from None
         finally:
-            for future in waiting:
-                future.cancel()
-            crew.close()
+            crew.dismiss()
 
     def _processes(self) -> Iterator[Batch]:
         loader = DataLoader(
