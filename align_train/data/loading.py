@@ -16,7 +16,6 @@ from align_train.data.batches import BatchPlan, BatchPlans
 from align_train.data.crew import Crew
 from align_train.data.pairs import PairReader
 from align_train.data.storage.cache import Cache
-from align_train.data.storage.shards import CACHE_FOLDER
 
 WORKERS = ("processes", "threads")
 
@@ -44,7 +43,7 @@ class Reading:
     scaled_decoding: bool = True
     stall_seconds: float = 120.0
     max_quarantined: float = 0.1
-    cache: Cache = field(default_factory=lambda: Cache(CACHE_FOLDER))
+    cache: Cache = field(default_factory=Cache)
 
     def __post_init__(self) -> None:
         if self.use not in WORKERS:

@@ -21,7 +21,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from shards import make_shards, pairs_in
+from synthetic_shards import make_shards, pairs_in
 
 from align_train.data.tokens import load_tokenizer
 

@@ -17,7 +17,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from shards import make_shards
+from synthetic_shards import make_shards
 from tqdm import tqdm
 
 BATCH = 256  # pairs

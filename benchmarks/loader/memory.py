@@ -16,7 +16,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 from our_pipeline import batches
-from shards import pairs_in
+from synthetic_shards import pairs_in
 
 
 def resident(processes: Iterable[int]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import simplejpeg
 import torch
-from shards import images_in
+from synthetic_shards import images_in
 
 from align_train.batch import Batch
 from align_train.data import (

@@ -2,8 +2,9 @@
 
     python benchmarks/loader/workers.py FOLDER [--workers 1 2] [--images 4096] [--rounds 3]
 
-FOLDER has shards (benchmarks/loader/shards.py makes them). Each measurement is a fresh process on all cores; settings
-take turns, medians over rounds. The consumer only counts; in training it is busy, and threads share its interpreter.
+FOLDER has shards (benchmarks/loader/synthetic_shards.py makes them). Each measurement is a fresh process on all cores;
+settings take turns, medians over rounds. The consumer only counts; in training it is busy, and threads share its
+interpreter.
 """
 
 import argparse

@@ -23,6 +23,9 @@ _SCRATCH_SECONDS = 86_400  # after which what a killed process left goes, if nob
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 
+FOLDER = "~/.cache/align_train/shards"
+
+
 class Absent(FileNotFoundError):
     """The store says that it has no such file."""
 
@@ -42,7 +45,7 @@ class Cache:
     """
 
     def __init__(
-        self, folder: str | Path, limit_gb: float = 100.0, stall_seconds: float = 120.0, attempts: int = 3
+        self, folder: str | Path = FOLDER, limit_gb: float = 100.0, stall_seconds: float = 120.0, attempts: int = 3
     ) -> None:
         for name, value in (("limit_gb", limit_gb), ("stall_seconds", stall_seconds), ("attempts", attempts)):
             if not value > 0:

@@ -19,7 +19,6 @@ from align_train.data.storage.tars import IMAGE, BrokenShard, Index, Span, read_
 
 T = TypeVar("T")
 TRIES = 5  # to open a copy that a cache too small for its shards lets go of
-CACHE_FOLDER = "~/.cache/align_train/shards"
 
 
 class Shard:
@@ -31,7 +30,7 @@ class Shard:
     """
 
     def __init__(self, address: str | Path, cache: Cache | None = None) -> None:
-        self.address, self._cache = str(address), cache or Cache(CACHE_FOLDER)
+        self.address, self._cache = str(address), cache or Cache()
 
     def __str__(self) -> str:
         return shown(self.address)
@@ -182,7 +181,7 @@ class OpenFiles:
 
 def find_shards(patterns: str | Sequence[str], cache: Cache | None = None) -> list[Shard]:
     """The shards that paths, globs, folders, brace ranges and addresses stand for, see `expand`."""
-    cache = cache or Cache(CACHE_FOLDER)
+    cache = cache or Cache()
     return [Shard(address, cache) for address in expand(patterns, cache.stall_seconds)]
 
 

@@ -1,6 +1,6 @@
 """A folder of shards to measure loaders on: JPEGs like photographs with captions of COYO's length, always the same.
 
-    python benchmarks/loader/shards.py FOLDER [--pairs 10000] [--side 384]
+    python benchmarks/loader/synthetic_shards.py FOLDER [--pairs 10000] [--side 384]
 
 The images are crops of a few canvases: noise with the spectrum of photographs and shapes with edges, JPEG quality 90,
 4:2:0. COYO's captions have 11.1 words and 15.8 WordPiece tokens on average (its README); these are random words of the
