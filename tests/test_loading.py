@@ -187,3 +187,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(make_shards, use):
         assert torch.equal(one.pixels, other.pixels.cpu())
         assert torch.equal(one.input_ids, other.input_ids.cpu())
         assert one.keys == other.keys
+
+
+def test_a_crew_passes_on_all_arguments():
+    assert Crew(1).submit(sorted, [1, 3, 2], reverse=True).result(10) == [3, 2, 1]

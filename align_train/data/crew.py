@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+Job = tuple[Future[Any], Callable[[], Any]]
 
 LAST_SECONDS = 10.0  # that a process waits at its end for work that is being done
 
@@ -33,7 +34,7 @@ class Crew:
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Call the function in a thread, soon."""
         future: Future[T] = Future()
-        self._work.put((future, function, args))
+        self._work.put((future, partial(function, *args, **kwargs)))
         if len(self._started) < self._wanted:
             thread = threading.Thread(target=_serve, args=(self._work,), daemon=True)
             self._started.append(thread)
@@ -74,11 +75,11 @@ def _end() -> None:
 
 def _serve(work: "SimpleQueue[Job | None]") -> None:
     while (job := work.get()) is not None:
-        future, function, args = job
+        future, call = job
         if not future.set_running_or_notify_cancel():
             continue
         try:
-            future.set_result(function(*args))
+            future.set_result(call())
         except BaseException as error:  # noqa: BLE001 # whoever waits for the result gets it
             future.set_exception(error)
-        del future, function, args, job  # not to be kept until the next one comes
+        del future, call, job  # not to be kept until the next one comes

@@ -68,7 +68,7 @@ class Opener:
             ValueError: a rule does not work on a shard, or too many are broken.
         """
         numbers = [number for number in dict.fromkeys(numbers) if number not in self._given_up]
-        fetching = {number: self._fetchers.submit(self._fetch, number) for number in numbers}
+        fetching = {number: self._fetchers.submit(self.shards[number].bring) for number in numbers}
         reading: dict[int, Future[_Found]] = {}
         shown = threading.current_thread() is threading.main_thread()  # not while training goes on
         for number in tqdm(numbers, "bring shards", unit="shard", delay=3, disable=not shown, leave=False):
@@ -122,11 +122,6 @@ class Opener:
                 size / 1e9,
                 remote[0].room / 1e9,
             )
-
-    def _fetch(self, number: int) -> None:
-        """Copies to the local disk of what is far away."""
-        shard = self.shards[number]
-        _ = shard.path, shard.sidecar
 
     def _read(self, number: int) -> _Found:
         """The pairs that have what a pair needs, and what the rules look at."""

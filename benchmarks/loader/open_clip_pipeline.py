@@ -21,12 +21,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import library as operators
 
 PACKAGES = ("open_clip_torch", "torch", "torchvision", "pillow", "webdataset", "transformers")
 BATCH, CROP, WARM_UP = 256, 289, 2  # pairs, pixels, batches
 
 
-def import_torchvision() -> torch.library.Library | None:
+def import_torchvision() -> object | None:
     """Stubs of torchvision's C++ operators where its own do not load, as beside a CPU build of torch, else None.
 
     The pipeline uses none of them: its images are Pillow's. The stubs go when the library does.
@@ -34,7 +35,7 @@ def import_torchvision() -> torch.library.Library | None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
+        library = operators.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:

