@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import AlignConfig, AlignModel
 
+from align_train.models.length_chunks import in_length_chunks
 from align_train.records import Preprocessing
 
 
@@ -14,6 +15,10 @@ class Align(AlignModel):
         config: transformers' own; its vision width must equal `projection_dim`.
         preprocessing: how a pair becomes input; travels with the model into the exported processor.
         temperature_bounds: lowest and highest temperature that `clamp_temperature` leaves.
+
+    Attributes:
+        text_chunks: parts of like length in which captions are encoded; 1 takes the batch as it comes.
+        text_multiple: number of token columns is a multiple of this; more than 1 for few static shapes.
 
     Raises:
         ValueError: the image tower's width is not the projection width, or the bounds leave out the start value.
@@ -41,6 +46,8 @@ class Align(AlignModel):
         super().__init__(config)
         self.preprocessing = preprocessing
         self.temperature_bounds = (lower, upper)
+        self.text_chunks = 1
+        self.text_multiple = 1
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Embed images: (B, 3, H, W) to (B, D), rows of length 1.
@@ -52,8 +59,15 @@ class Align(AlignModel):
         return normalised(self.get_image_features(pixels).pooler_output)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embed captions: ids and mask (B, L) to (B, D), rows of length 1."""
-        return normalised(self.get_text_features(input_ids, attention_mask).pooler_output)
+        """Embed captions: ids and mask (B, L) to (B, D), rows of length 1; see `in_length_chunks`."""
+        if self.text_chunks == self.text_multiple == 1:
+            return normalised(self._project_text(input_ids, attention_mask))
+        return normalised(
+            in_length_chunks(self._project_text, input_ids, attention_mask, self.text_chunks, self.text_multiple)
+        )
+
+    def _project_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.get_text_features(input_ids, attention_mask).pooler_output
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
