@@ -9,6 +9,7 @@ import yaml
 from transformers import AlignConfig
 
 from align_train.models.align import Align, vision_width
+from align_train.models.fast_vision import repair_depthwise_gradient, repair_squeeze
 from align_train.models.initialisation import initialise_small_text, initialise_vision
 from align_train.models.repairs import (
     repair_attention,
@@ -153,6 +154,8 @@ def repair(model: Align, norm: BatchNorm, gradient_checkpointing: bool = False) 
     repair_stochastic_depth(model)
     repair_attention(model)
     repair_pooling(model)
+    repair_squeeze(model)
+    repair_depthwise_gradient(model)
     repair_text_pooler(model)
     if gradient_checkpointing:
         repair_checkpointing(model)
