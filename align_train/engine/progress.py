@@ -9,29 +9,37 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from align_train.batch import Batch
+from align_train.batch import StepBatch
 from align_train.distributed import gather_counts, gather_objects, rank, world_size
+from align_train.engine.budget import Budget
+from align_train.engine.throughput import Throughput, peak_memory
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
 
 
 class Progress(L.Callback):
-    """A bar with loss, temperature, images/s and time left; speed and drops as metrics; totals that survive a resume.
+    """A bar with loss, temperature, speed and utilisation; speed and drops as metrics; totals that survive a resume.
 
-    Where the output is no terminal (a SLURM log), a line every `every_seconds` instead of a bar.
+    In metrics.csv, rates (images/s, data-wait share, model FLOP utilisation) are of the steps since the row before. The
+    first step of a process, with start-up and compilation, is not among them, unless it is the only one. In
+    result.json, they are of all steps but these first ones; `training_seconds` is of all steps. `first_step_seconds`
+    is of the process that ended the run, `peak_memory_gb` (1e9 bytes) the most that any rank of it has held: of
+    tensors on a GPU, else of the process. Where the output is no terminal (a SLURM log), a line every `every_seconds`
+    instead of a bar.
 
     Args:
+        budget: knows what a pair costs and a device can do; None for no utilisation.
         every_seconds: between two lines in a log file.
     """
 
-    def __init__(self, every_seconds: float = 30.0) -> None:
+    def __init__(self, budget: Budget | None = None, every_seconds: float = 30.0) -> None:
         self.dropped = Tally()
-        self.pairs, self.bytes, self.seconds, self.waited = 0, 0, 0.0, 0.0
-        self._every = every_seconds
+        self.bytes, self.memory = 0, 0
+        self.throughput = Throughput()
+        self._budget, self._every = budget or Budget(), every_seconds
         self._bar: tqdm | None = None
-        self._idle_since = self._measured_at = self._said_at = 0.0
-        self._pairs_measured, self._waited_measured = 0, 0.0
+        self._said_at = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, at the step that training goes on from."""
@@ -44,71 +52,68 @@ class Progress(L.Callback):
             file=sys.stderr if sys.stderr.isatty() else io.StringIO(),
             dynamic_ncols=sys.stderr.isatty(),
         )
-        self._idle_since = self._measured_at = self._said_at = time.perf_counter()
-        self._pairs_measured, self._waited_measured = self.pairs, self.waited
+        self._said_at = time.perf_counter()
+        self.throughput.go_on()
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
     ) -> None:
         """The batch is here: what went by since the last one was waiting."""
-        self.waited += time.perf_counter() - self._idle_since
+        self.throughput.batch_is_here()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
         """Count, and every few steps measure the speed and log it."""
-        now = time.perf_counter()
-        self.seconds += now - self._idle_since
-        self._idle_since = now
-        self.pairs += len(batch) * world_size()
+        # captions of other ranks are taken to be as long as those of this one, pair for pair
+        flops = self._budget.cost.pairs(batch.lengths) if self._budget.cost else 0.0
+        self.throughput.step_is_done(len(batch) * world_size(), flops * world_size())
         self.bytes += batch.bytes
         self.dropped.update(batch.dropped)
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
-            self._measure(trainer, pl_module, now)
+            self._measure(trainer, pl_module)
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)
-            self._say(now)
+            self._say(time.perf_counter())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Time spent on validation is neither training nor waiting."""
-        self._idle_since = self._measured_at = time.perf_counter()
-        self._pairs_measured, self._waited_measured = self.pairs, self.waited
+        self.throughput.go_on()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar, and say what was dropped."""
         if self._bar is not None:
             self._bar.close()
-        self._collect()
+        self._collect(trainer)
         if rank() == 0:
             log.info("pairs dropped in training: %s", self.dropped.described())
 
     def facts(self) -> dict[str, Any]:
-        """Totals for result.json; on the first rank, after training."""
+        """Totals for result.json, None where unknown; on the first rank, after training."""
+        total, first = self.throughput.total, self.throughput.first
+        rates = self.throughput.of_run(world_size(), self._budget.peak)
+        names = ("images_per_second", "images_per_second_per_device", "data_wait_share", "model_flop_utilisation")
         return {
-            "pairs_read": self.pairs + self.dropped.total(),
-            "pairs_seen": self.pairs,
+            "pairs_read": total.pairs + self.dropped.total(),
+            "pairs_seen": total.pairs,
             "dropped": dict(self.dropped),
             "bytes_read": self.bytes,
-            "training_seconds": self.seconds,
-            "images_per_second": self.pairs / self.seconds if self.seconds else None,
-            "data_wait_share": self.waited / self.seconds if self.seconds else None,
+            "training_seconds": total.seconds,
+            "first_step_seconds": first.seconds if first else None,
+            **{name: rates.get(name) for name in names},
+            "model_flops": total.flops or None,
+            "peak_memory_gb": self.memory / 1e9,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, for the checkpoint."""
-        return {
-            "dropped": dict(self.dropped),
-            "pairs": self.pairs,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "waited": self.waited,
-        }
+        return {"dropped": dict(self.dropped), "bytes": self.bytes, **self.throughput.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; drops and bytes on the first rank alone, which collects them."""
         self.dropped = Tally(state_dict["dropped"] if rank() == 0 else {})
         self.bytes = state_dict["bytes"] if rank() == 0 else 0
-        self.pairs, self.seconds, self.waited = (state_dict[name] for name in ("pairs", "seconds", "waited"))
+        self.throughput.restore(state_dict)
 
     def _say(self, now: float) -> None:
         """In a log file, the bar as a line of its own every so many seconds."""
@@ -117,23 +122,26 @@ class Progress(L.Callback):
             self._said_at = now
             print(self._bar, file=sys.stderr, flush=True)
 
-    def _collect(self) -> None:
-        """Move what every rank has dropped, and the bytes that it has read, to the first."""
+    def _collect(self, trainer: L.Trainer) -> None:
+        """Move what every rank has dropped, and the bytes that it has read, to the first; and find the most memory."""
         total, size = Tally(gather_counts(self.dropped)), sum(gather_objects(self.bytes))
         self.dropped, self.bytes = (total, size) if rank() == 0 else (Tally(), 0)
+        self.memory = max(gather_objects(peak_memory(trainer.strategy.root_device)))
 
-    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, now: float) -> None:
-        elapsed, self._measured_at = now - self._measured_at, now
-        speed = (self.pairs - self._pairs_measured) / elapsed
-        waiting = (self.waited - self._waited_measured) / elapsed
-        self._pairs_measured, self._waited_measured = self.pairs, self.waited
-        self._collect()
-        metrics = {"images_per_second": speed, "data_wait_share": waiting, "pairs_seen": float(self.pairs)}
-        metrics |= {"pairs_read": float(self.pairs + self.dropped.total()), "bytes_read": float(self.bytes)}
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rates = self.throughput.of_window(world_size(), self._budget.peak)
+        self._collect(trainer)
+        pairs, lost = self.throughput.total.pairs, self.dropped.total()
+        metrics = rates | {"pairs_seen": float(pairs), "pairs_read": float(pairs + lost)}
+        metrics |= {"bytes_read": float(self.bytes), "peak_memory_gb": self.memory / 1e9}
+        if self.throughput.first is not None:
+            metrics["first_step_seconds"] = self.throughput.first.seconds
         metrics |= trainer.datamodule.metrics()
         metrics |= {f"dropped/{reason}": float(count) for reason, count in self.dropped.items()}
         pl_module.log_dict(metrics)
         if self._bar is not None:
             loss, temperature = (trainer.callback_metrics[name].item() for name in ("loss", "temperature"))
-            shown = f"loss {loss:.3f}, temperature {temperature:.4f}, {speed:.0f} images/s"
+            shown = f"loss {loss:.3f}, temperature {temperature:.4f}, {rates['images_per_second']:.0f} images/s"
+            if share := rates.get("model_flop_utilisation"):
+                shown += f", MFU {share:.0%}"
             self._bar.set_postfix_str(shown, refresh=False)
