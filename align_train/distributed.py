@@ -33,18 +33,31 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         # A row is a column of every rank's share of the loss, so its gradient is the sum of what all ranks say of it.
         # DDP then takes the mean over ranks, which leaves the gradient of one big batch.
-        total = gradient.contiguous()
-        dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+        own = torch.empty_like(gradient[: len(gradient) // world_size()])
+        dist.reduce_scatter(own, list(gradient.contiguous().chunk(world_size())))
+        return own
 
 
 def gather_rows(local: Tensor) -> Tensor:
     """All ranks' rows in rank order, differentiable: (b, D) to (B, D).
 
     Followed by each rank's share of the loss and DDP's mean of the gradients, this equals one process with the whole
-    batch, forward and backward (tests/test_distributed.py). Every rank must bring the same number of rows.
+    batch, forward and backward (tests/test_distributed.py).
+
+    Raises:
+        ValueError: the ranks bring different numbers of rows; on all of them, before one waits for the others.
     """
-    return _GatherRows.apply(local) if world_size() > 1 else local
+    if world_size() == 1:
+        return local
+    counts = [torch.empty(1, dtype=torch.int64, device=local.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(local)], device=local.device))
+    brought = torch.cat(counts).tolist()
+    if len(set(brought)) > 1:
+        raise ValueError(
+            f"the ranks bring {', '.join(map(str, brought))} pairs to one batch: a loss over all of them needs as many "
+            "of each, so leave out the last, incomplete batch or fill it up"
+        )
+    return _GatherRows.apply(local)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -109,12 +109,16 @@ def test_an_unusable_pair_is_replaced_and_counted(broken_shard, caplog):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_share_the_batches(broken_shard, world_size):
-    whole = list(batches(sources(pairs=broken_shard)))
-    ranks = [list(batches(sources(pairs=broken_shard), rank=r, world_size=world_size)) for r in range(world_size)]
+    whole = list(batches(sources(pairs=broken_shard), seed=7))
+    ranks = [
+        list(batches(sources(pairs=broken_shard), seed=7, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
     for batch, *parts in zip(whole, *ranks, strict=True):
-        usable = [key == other for key, other in zip(batch.keys, chain(*(part.keys for part in parts)), strict=True)]
+        in_turn = list(chain(*zip(*(part.keys for part in parts), strict=True)))  # dealt out one by one
+        usable = [key == other for key, other in zip(batch.keys, in_turn, strict=True)]
         assert sum(usable) >= 6  # what stands in for the two broken ones may be another
-        assert torch.equal(batch.pixels[usable], torch.cat([part.pixels for part in parts])[usable])
+        pixels = torch.stack([part.pixels for part in parts], 1).flatten(0, 1)
+        assert torch.equal(batch.pixels[usable], pixels[usable])
         assert sum((part.dropped for part in parts), Tally()).keys() <= {"corrupt_image"}
 
 
@@ -273,8 +277,9 @@ def test_evaluation_of_nothing_is_an_error(tmp_path):
 def test_collate():
     random = np.random.default_rng(0)
     images = [random.integers(0, 256, (10, 10, 3), dtype=np.uint8) for _ in range(2)]
-    first = Example("a", images[0], "a photo of a cat", Tally(corrupt_image=2), 5)
-    batch = Collate(64)([first, Tally(no_caption=1), Example("b", images[1], "cat", Tally(corrupt_image=1), 7)])
+    first = Example("a", images[0], "a photo of a cat", b"8 bytes.", Tally(corrupt_image=2), 5)
+    other = Example("b", images[1], "cat", b"8 others", Tally(corrupt_image=1), 7)
+    batch = Collate(64)([first, Tally(no_caption=1), other])
     assert batch.keys == ("a", "b")
     assert batch.bytes == 12
     assert batch.dropped == {"corrupt_image": 3, "no_caption": 1}
@@ -284,3 +289,4 @@ def test_collate():
     assert (batch.pixels[1, 2].numpy() == images[1][..., 2]).all()
     assert batch.input_ids.shape == (2, 7)
     assert batch.attention_mask.tolist() == [[1] * 7, [1, 1, 1, 0, 0, 0, 0]]
+    assert batch.lengths.tolist() == [7, 3]

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 import align_train
 from align_train.distributed import any_rank, gather_counts, gather_rows, rank, sum_over_ranks, world_size
-from align_train.engine import AlignTraining
+from align_train.engine import Contrastive
 from align_train.losses import contrastive_loss
 from align_train.models.align import normalised
 from align_train.models.batch_norm import CrossRankBatchNorm2d, GhostBatchNorm2d
 
 RANKS = 2
 TEMPERATURES = [1.0, 0.07]
+NO_DUPLICATES = torch.arange(64).view(32, 2)
 LOSS = Path(__file__).parent / "golden" / "loss.npz"
 
 
@@ -34,13 +35,6 @@ def embeddings() -> tuple[Tensor, Tensor]:
     """Image and text rows of the reference's loss, not normalised, in float64."""
     with np.load(LOSS) as arrays:
         return torch.from_numpy(arrays["img"]).double(), torch.from_numpy(arrays["txt"]).double()
-
-
-def training(start: float) -> AlignTraining:
-    """The training step with no model but a temperature."""
-    model = nn.Module()
-    model.temperature = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    return AlignTraining(model, optimizer=torch.optim.SGD, schedule=float)
 
 
 def norm_case() -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, Tensor, Tensor]:
@@ -58,10 +52,10 @@ def norm_case() -> tuple[nn.BatchNorm2d, nn.BatchNorm2d, Tensor, Tensor]:
 
 def share_of_loss(start: float, own: slice) -> dict[str, Tensor]:
     """Every rank has all rows as a parameter, and encodes its own: what a tower is to DDP."""
-    module, (image, text) = training(start), (x.requires_grad_() for x in embeddings())
-    loss = module.share_of_loss(normalised(image)[own], normalised(text)[own])
+    image, text = (x.requires_grad_() for x in embeddings())
+    temperature = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    loss = Contrastive()(normalised(image)[own], normalised(text)[own], temperature, NO_DUPLICATES[own])
     loss.backward()
-    temperature = module.model.temperature
     return {
         "loss": mean_over_ranks(loss.detach()),
         "temperature of this rank": temperature.grad.clone(),
@@ -94,6 +88,12 @@ def work(number: int, folder: Path) -> None:
         found[f"loss {start}"] = share_of_loss(start, own)
     found["norm"] = cross_rank_norm(slice(4 * number, 4 * number + 4))
     found["gathered"] = gather_rows(torch.tensor([[number, 10.0], [number, 20.0]]))
+    with pytest.raises(ValueError, match="the ranks bring 1, 2 pairs to one batch"):
+        gather_rows(torch.zeros(number + 1, 3))
+    local = Contrastive(negatives="local")
+    own = slice(16 * number, 16 * number + 16)
+    image, text = (normalised(x)[own] for x in embeddings())
+    found["local"] = local(image, text, torch.tensor(0.07, dtype=torch.float64), NO_DUPLICATES[own])
     found["sum"] = sum_over_ranks(torch.tensor([1.0, number]))
     cpu = torch.device("cpu")
     found["any"] = [any_rank(flag, cpu) for flag in (False, number == 0, number == 1, True)]
@@ -155,6 +155,12 @@ def test_cross_rank_norm_is_the_norm_of_the_whole_batch(ranks):
             close(found["norm"][name], value)
 
 
+def test_local_negatives_are_those_of_one_rank(ranks):
+    for number, found in enumerate(ranks):
+        image, text = (normalised(x)[16 * number : 16 * number + 16] for x in embeddings())
+        close(found["local"], contrastive_loss(image, text, torch.tensor(0.07, dtype=torch.float64)), atol=1e-15)
+
+
 def test_ranks_agree(ranks):
     assert [(found["rank"], found["world size"]) for found in ranks] == [(0, 2), (1, 2)]
     for found in ranks:
@@ -176,8 +182,9 @@ def test_one_process_needs_no_process_group():
 @pytest.mark.parametrize("start", TEMPERATURES)
 def test_the_share_of_one_process_is_the_plain_loss(start):
     image, text = (normalised(x) for x in embeddings())
-    module = training(start)
-    close(module.share_of_loss(image, text), contrastive_loss(image, text, module.model.temperature), atol=1e-15)
+    temperature = torch.tensor(start, dtype=torch.float64)
+    share = Contrastive()(image, text, temperature, NO_DUPLICATES)
+    close(share, contrastive_loss(image, text, temperature), atol=1e-15)
 
 
 def test_torch_distributed_has_one_door():

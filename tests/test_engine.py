@@ -1,6 +1,7 @@
 """Training end to end on drawn pairs: what is written, resumed, stopped and refused."""
 
 import csv
+import itertools
 import json
 import signal
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.train import train
-from align_train.engine import AlignTraining, AtomicCheckpointIO, MetricsFile, StopOnSignal, read_checkpoint
+from align_train.engine import AtomicCheckpointIO, Contrastive, MetricsFile, StopOnSignal, read_checkpoint
 from align_train.shipped import config_folder
 
 Overrides = Callable[..., list[str]]
@@ -122,13 +123,13 @@ def test_a_checkpoint_of_another_model_is_named(tiny_run: Overrides) -> None:
 
 
 def test_a_non_finite_loss_stops_before_the_weights(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = AlignTraining.share_of_loss
+    honest, calls = Contrastive.__call__, itertools.count()
 
-    def broken(self: AlignTraining, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        loss = honest(self, image, text)
-        return loss * float("nan") if self.trainer.global_step == 4 else loss
+    def broken(self: Contrastive, *given: torch.Tensor) -> torch.Tensor:
+        loss = honest(self, *given)
+        return loss * float("nan") if next(calls) == 4 else loss
 
-    monkeypatch.setattr(AlignTraining, "share_of_loss", broken)
+    monkeypatch.setattr(Contrastive, "__call__", broken)
     with pytest.raises(FloatingPointError, match=r"loss is nan at step 4.*pair-000.*optimizer\.lr"):
         run(tiny_run())
     folder = Path(next(word for word in tiny_run() if word.startswith("folder=")).partition("=")[2])

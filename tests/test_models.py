@@ -456,7 +456,7 @@ def test_small_text_tells_captions_apart():
 def test_centring_takes_away_what_all_captions_share(training):
     model = small(text={"initialisation": "small", "dropout": 0.1}).train(training)
     input_ids, mask = drawn_text([7, 5, 6, 8])
-    centre_text(model, input_ids, mask)
+    centre_text(model, [(input_ids, mask)])
     assert model.training is training
     with torch.no_grad():
         projected = model.eval().get_text_features(input_ids, mask).pooler_output

@@ -310,8 +310,28 @@ def test_any_number_of_ranks_covers_the_same_batches(folder, world_size):
             for plan in BatchPlans(order_of(sources(pairs=folder)), 6, 0, 10, rank, ranks)
         ]
 
-    parts = [plans(rank, world_size) for rank in range(world_size)]
-    assert [list(chain(*shares)) for shares in zip(*parts, strict=True)] == plans(0, 1)
+    parts = [plans(rank, world_size) for rank in range(world_size)]  # pairs are dealt out in turn
+    assert [list(chain(*zip(*shares, strict=True))) for shares in zip(*parts, strict=True)] == plans(0, 1)
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [(1, 4), (2, 2), (4, 1)])
+def test_micro_batches_are_the_same_on_any_number_of_ranks(folder, ranks, parts):
+    def plans(rank, ranks, parts):
+        return list(BatchPlans(order_of(sources(pairs=folder)), 8, 0, 5, rank, ranks, parts))
+
+    each = [plans(rank, ranks, parts) for rank in range(ranks)]
+    assert [len(found) for found in each] == [5 * parts] * ranks
+    for number, whole in enumerate(plans(0, 1, 1)):
+        for rank in range(ranks):
+            for part in range(parts):
+                plan, place = each[rank][number * parts + part], rank + ranks * part
+                assert (plan.first, plan.stride) == (whole.first + place, 4)
+                assert [pair.key for pair in plan.places] == [pair.key for pair in whole.places[place::4]]
+
+
+def test_a_batch_that_cannot_be_cut_into_micro_batches_is_refused(folder):
+    with pytest.raises(ValueError, match=r"12 over all ranks, but there are 2 ranks with 4 micro-batches each.*of 8"):
+        BatchPlans(order_of(sources(pairs=folder)), 12, 0, 5, 0, 2, 4)
 
 
 def test_fewer_shards_than_ranks_and_workers(tmp_path):

@@ -34,7 +34,7 @@ def export_model(
         "pairs seen": steps * recipe.data.batch_size,
         "optimizer": _described(recipe.optimizer),
         "schedule": _described(recipe.schedule),
-        "label smoothing": recipe.label_smoothing,
+        "label smoothing": recipe.loss.label_smoothing,
         "precision": recipe.trainer.get("precision"),
         "image size": f"{model.preprocessing.crop} pixels, cut from {model.preprocessing.resize}",
         "longest caption": f"{model.preprocessing.max_tokens} tokens",

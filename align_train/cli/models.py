@@ -27,13 +27,13 @@ def build_model(config: DictConfig) -> Align:
     return model
 
 
-def open_data(config: DictConfig, model: Align) -> PairData | StreamData:
-    """The data module of a data node, for the inputs this model takes.
+def open_data(config: DictConfig, model: Align, micro_batch: int | None = None) -> PairData | StreamData:
+    """The data module of a data node, for the inputs this model takes and the pairs a device takes at once.
 
     A partial, since `instantiate` would turn the dataclass into a dictionary.
     """
     data: PairData | StreamData = instantiate(config, _partial_=True, _convert_="all")(
-        preprocessing=model.preprocessing
+        preprocessing=model.preprocessing, micro_batch=micro_batch
     )
     return data
 

@@ -19,11 +19,14 @@ from align_train.distributed import rank
 from align_train.engine import (
     AlignTraining,
     AtomicCheckpointIO,
+    Budget,
+    Execution,
     MetricsFile,
     Progress,
     StopOnNonFinite,
     StopOnSignal,
     check_fit,
+    keep_freed_memory,
     read_checkpoint,
 )
 from align_train.evaluation import table
@@ -38,19 +41,24 @@ def train(config: DictConfig) -> None:
     recipe = OmegaConf.to_yaml(config, resolve=True)
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    data = open_data(config.data, model)
+    execution: Execution = instantiate(config.step)
+    execution.prepare(model)
+    data = open_data(config.data, model, execution.micro_batch)
     module = AlignTraining(
         model,
         optimizer=instantiate(config.optimizer),
         schedule=instantiate(config.schedule),
-        label_smoothing=config.label_smoothing,
+        objective=instantiate(config.loss),
         seed=config.seed,
         centre_captions=config.centre_captions,
         recipe=recipe,
     )
-    progress, stopping = Progress(), StopOnSignal(folder / "checkpoints")
+    budget, stopping = Budget(config.loss.chunk_size), StopOnSignal(folder / "checkpoints")
+    progress = Progress(budget)
     metrics = MetricsFile(folder)
-    trainer = build_trainer(config, [progress, stopping], metrics, validated=bool(data.validation))
+    trainer = build_trainer(config, [budget, progress, stopping], metrics, validated=bool(data.validation))
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     resumed = resume_from(config, module, metrics)
     if trainer.is_global_zero:
         write_recipe(folder, recipe)
@@ -67,7 +75,7 @@ def train(config: DictConfig) -> None:
 
 
 def check_lengths(config: DictConfig) -> None:
-    """Raise ValueError for a length that is no positive whole number, and for accumulation, which is not exact here."""
+    """Raise ValueError for a length that is no positive whole number, and for what would not be exact here."""
     for key in ("max_steps", "checkpoint_every", "validate_every", "data.batch_size", "trainer.log_every_n_steps"):
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
@@ -76,8 +84,8 @@ def check_lengths(config: DictConfig) -> None:
         raise ValueError("trainer.limit_train_batches would begin the data anew: give the length as max_steps")
     if config.trainer.get("accumulate_grad_batches", 1) != 1:
         raise ValueError(
-            "trainer.accumulate_grad_batches would leave each part only its own negatives: make data.batch_size "
-            "smaller, or set model.gradient_checkpointing=true"
+            "trainer.accumulate_grad_batches would leave each part only its own negatives: set step.micro_batch to the "
+            "number of pairs that fit into memory, which gives the gradient of the whole batch"
         )
 
 

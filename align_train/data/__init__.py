@@ -3,7 +3,7 @@
 from align_train.data.batches import BatchPlan, BatchPlans
 from align_train.data.evaluation import EvaluationBatches
 from align_train.data.images import Augmentation
-from align_train.data.loading import Loader, Reading
+from align_train.data.loading import Loader, Reading, Steps
 from align_train.data.opening import Opener
 from align_train.data.order import Order
 from align_train.data.pairs import Collate, PairReader
@@ -29,6 +29,7 @@ __all__ = [
     "Reading",
     "Shard",
     "Source",
+    "Steps",
     "StreamedBatches",
     "find_shards",
     "load_tokenizer",

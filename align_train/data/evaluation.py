@@ -11,7 +11,7 @@ from align_train.corpus.images import Unusable
 from align_train.data.captions import Captions
 from align_train.data.crew import Crew
 from align_train.data.images import pixels_of
-from align_train.data.pairs import Collate, Example
+from align_train.data.pairs import Collate, Example, hashed
 from align_train.data.storage.shards import PairFiles, Place, Shard, all_places
 from align_train.records import Preprocessing, Tally
 
@@ -83,7 +83,7 @@ class EvaluationBatches:
         self._reading = where = self._files.where(place)
         try:
             image, caption = self._files.read(place)
-            return Example(place.key, pixels_of(image, self._preprocessing, where), caption)
+            return Example(place.key, pixels_of(image, self._preprocessing, where), caption, hashed(image))
         except Unusable as problem:
             log.warning("skipped %s", problem)
             return Tally({problem.reason: 1})

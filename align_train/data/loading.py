@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from align_train.batch import Batch
+from align_train.batch import Batch, StepBatch
 from align_train.data.batches import BatchPlan, BatchPlans
 from align_train.data.crew import Crew
 from align_train.data.pairs import PairReader
@@ -70,7 +70,8 @@ class Loader:
         plans: what to read.
         workers: processes or threads that read.
         reading: how.
-        device: batches are brought there while the one before is used; None leaves them where they are.
+        device: batches are brought there while the one before is used, unless a step takes several; None leaves them
+            where they are.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         read = self._processes() if self.workers and self.reading.use == "processes" else self._threads()
-        return on_device(read, self.device) if self.device else read
+        return on_device(read, self.device) if self.device and self.plans.parts == 1 else read
 
     def _threads(self) -> Iterator[Batch]:
         crew = Crew(max(self.workers, 1))
@@ -153,6 +154,23 @@ class Loader:
         )
 
 
+class Steps:
+    """Micro-batches put together to what each step takes. It has no length either.
+
+    Args:
+        batches: micro-batches, of all steps in turn.
+        parts: how many make a step.
+    """
+
+    def __init__(self, batches: Iterable[Batch], parts: int = 1) -> None:
+        self.batches, self.parts = batches, parts
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        coming = iter(self.batches)
+        while parts := list(islice(coming, self.parts)):
+            yield StepBatch(parts)
+
+
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     """Batches on a GPU, each copied from page-locked memory while the one before it is used."""
     stream = torch.cuda.Stream(device)
@@ -168,7 +186,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
     while coming is not None:
         torch.cuda.current_stream(device).wait_stream(stream)
         batch = coming
-        for tensor in (batch.pixels, batch.input_ids, batch.attention_mask):
+        for tensor in batch.tensors():
             tensor.record_stream(torch.cuda.current_stream(device))  # its memory is not reused before it was used
         coming = moved()
         yield batch

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BertTokenizer
+from xxhash import xxh3_64_digest
 
 from align_train.batch import Batch
 from align_train.corpus.images import Unusable
@@ -26,11 +27,15 @@ TOLD = 10  # pairs of each reason that a worker names in the log
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One decoded pair: uint8 pixels (H, W, 3), what was dropped on the way to it, and the bytes that it took."""
+    """One decoded pair: uint8 pixels (H, W, 3), what was dropped on the way to it, and the bytes that it took.
+
+    `image_hash` is of the encoded image.
+    """
 
     key: str
     pixels: np.ndarray
     caption: str
+    image_hash: bytes
     dropped: Tally = field(default_factory=Tally)
     bytes: int = 0
 
@@ -66,7 +71,7 @@ class PairReader(Dataset[Batch]):
         self.reading = np.zeros(1, np.int64)  # number of the shard that is being read, from 1; 0 for none
         self._keep, self._told = keep, Tally()
         self._files, self._collate = OpenFiles(), Collate(preprocessing.max_tokens)
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._kept: dict[tuple[str, int], tuple[np.ndarray, bytes]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_kept": {}, "_files": OpenFiles(), "_collate": Collate(self.preprocessing.max_tokens)}
@@ -86,13 +91,13 @@ class PairReader(Dataset[Batch]):
 
     def _example(self, plan: BatchPlan, number: int, spares: Iterator[Place], pixels: np.ndarray) -> Example:
         """Fill in the pixels of a pair, or of the next spare that can be used."""
-        random = np.random.default_rng([self.seed, plan.first + number])
+        random = np.random.default_rng([self.seed, plan.first + number * plan.stride])
         dropped, candidate = Tally(), plan.places[number]
         while True:
             try:
                 image, caption, size = self.pair(candidate, random)
                 pixels[:] = self._pixels(image, candidate, random)  # at once, while they are in the CPU's cache
-                return Example(candidate.key, pixels, caption, dropped, size)
+                return Example(candidate.key, pixels, caption, self._hash(image, candidate), dropped, size)
             except Unusable as problem:
                 self._tell(problem)
                 dropped[problem.reason] += 1
@@ -137,7 +142,7 @@ class PairReader(Dataset[Batch]):
     def _members(self, path: Path, place: Place, where: str) -> tuple[dict[str, bytes], bytes]:
         texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
         assert place.image is not None  # plans have no others
-        known = (self.shards[place.shard].address, place.row) in self._kept
+        known = self._name(place) in self._kept
         return texts, b"" if known else self._files.read(path, place.image, where)
 
     def _pixels(self, image: bytes, place: Place, random: np.random.Generator) -> np.ndarray:
@@ -145,13 +150,25 @@ class PairReader(Dataset[Batch]):
         where = self.where(place)
         if not self._keep:
             return training_pixels(image, self.preprocessing, self.augmentation, random, where, self.scaled)
-        name = self.shards[place.shard].address, place.row
-        square = self._kept.get(name)
-        if square is None:
+        name = self._name(place)
+        if name in self._kept:
+            square, _ = self._kept[name]
+        else:
             square = resized(image, self.preprocessing, where, self.scaled)
             if len(self._kept) < self._keep:
-                self._kept[name] = square
+                self._kept[name] = square, hashed(image)
         return self.augmentation(square, self.preprocessing.crop, random)
+
+    def _hash(self, image: bytes, place: Place) -> bytes:
+        return hashed(image) if image else self._kept[self._name(place)][1]
+
+    def _name(self, place: Place) -> tuple[str, int]:
+        return self.shards[place.shard].address, place.row
+
+
+def hashed(content: bytes) -> bytes:
+    """Eight bytes that are equal where the contents are, and as good as never elsewhere (XXH3)."""
+    return xxh3_64_digest(content)
 
 
 class Collate:
@@ -175,4 +192,6 @@ class Collate:
         input_ids, mask = tokenize(self._tokenizer, [example.caption for example in examples])
         keys, size = tuple(example.key for example in examples), sum(example.bytes for example in examples)
         dropped = sum((example.dropped for example in examples), Tally(dropped))
-        return Batch(pixels.permute(0, 3, 1, 2), input_ids, mask, keys, dropped, bytes=size)
+        hashes = b"".join(example.image_hash + hashed(example.caption.encode()) for example in examples)
+        identities = torch.from_numpy(np.frombuffer(hashes, np.int64).reshape(-1, 2).copy())
+        return Batch(pixels.permute(0, 3, 1, 2), input_ids, mask, keys, mask.sum(1), identities, dropped, bytes=size)

@@ -12,7 +12,7 @@ from align_train.batch import Batch
 from align_train.corpus.images import Unusable
 from align_train.corpus.stream import START, CoyoStream, Position
 from align_train.data.images import Augmentation, training_pixels
-from align_train.data.pairs import Collate, Example
+from align_train.data.pairs import Collate, Example, hashed
 from align_train.records import Pair, Preprocessing, Tally
 
 log = logging.getLogger(__name__)
@@ -95,4 +95,4 @@ class StreamedBatches(IterableDataset[Batch]):
     def _example(self, pair: Pair, seed: Sequence[int]) -> Example:
         random = np.random.default_rng(seed)
         pixels = training_pixels(pair.image, self.preprocessing, self.augmentation, random, pair.metadata["url"])
-        return Example(pair.key, pixels, pair.caption, bytes=len(pair.image))
+        return Example(pair.key, pixels, pair.caption, hashed(pair.image), bytes=len(pair.image))

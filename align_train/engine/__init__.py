@@ -1,9 +1,13 @@
 """Lightning modules, data module and callbacks; the only floor, but for the command line, that knows Lightning."""
 
+from align_train.engine.budget import Budget
 from align_train.engine.checkpoints import AtomicCheckpointIO, check_fit, load_weights, read_checkpoint
 from align_train.engine.data import PairData
+from align_train.engine.execution import Execution
+from align_train.engine.host_memory import keep_freed_memory
 from align_train.engine.metrics_file import MetricsFile
 from align_train.engine.module import AlignTraining
+from align_train.engine.objective import Contrastive
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
 from align_train.engine.stopping import StopOnNonFinite, StopOnSignal
@@ -12,6 +16,9 @@ from align_train.engine.stream import StreamData
 __all__ = [
     "AlignTraining",
     "AtomicCheckpointIO",
+    "Budget",
+    "Contrastive",
+    "Execution",
     "MetricsFile",
     "PairData",
     "Progress",
@@ -19,6 +26,7 @@ __all__ = [
     "StopOnSignal",
     "StreamData",
     "check_fit",
+    "keep_freed_memory",
     "load_weights",
     "needs_recalibration",
     "read_checkpoint",

@@ -18,10 +18,12 @@ from align_train.data import (
     OrderSettings,
     PairReader,
     Reading,
+    Steps,
     find_shards,
     read_sources,
 )
 from align_train.distributed import gather_objects, rank, world_size
+from align_train.engine.split import Split
 from align_train.records import Preprocessing
 
 
@@ -39,6 +41,7 @@ class PairData(L.LightningDataModule):
         workers: processes or threads that read and decode, a rank; 0 does it when a batch is asked for.
         order: in which order.
         reading: by what means.
+        micro_batch: largest number of pairs that a device takes at once; None takes a rank's share of a batch at once.
 
     Raises:
         FileNotFoundError: a pattern matches no shard.
@@ -55,8 +58,10 @@ class PairData(L.LightningDataModule):
         workers: int = 0,
         order: OrderSettings | None = None,
         reading: Reading | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
+        self.micro_batch = micro_batch
         self.order, self.reading = order or OrderSettings(), reading or Reading()
         self.batch_size, self.workers, self.preprocessing = batch_size, workers, preprocessing
         self.sources = read_sources(train, self.reading.cache)
@@ -73,7 +78,7 @@ class PairData(L.LightningDataModule):
         self._plans: BatchPlans | None = None
         self._saved: dict[str, Any] = {}
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Steps:
         """From the step the trainer stands at to its last."""
         assert self.trainer is not None
         start, stop = self.trainer.global_step, self.trainer.max_steps
@@ -86,7 +91,8 @@ class PairData(L.LightningDataModule):
                 "versions: it can be evaluated and exported, not resumed"
             )
         self._plans = self._planned(start, stop, before if start else None)
-        return Loader(self.reader, self._plans, self.workers, self.reading, self.trainer.strategy.root_device)
+        device = self.trainer.strategy.root_device
+        return Steps(Loader(self.reader, self._plans, self.workers, self.reading, device), self._plans.parts)
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
         """Every validation pair, on every rank, with the captions of the first source."""
@@ -144,4 +150,5 @@ class PairData(L.LightningDataModule):
 
     def _planned(self, start: int, stop: int, state: Mapping[str, Any] | None = None) -> BatchPlans:
         order = Order(self.sources, self.order, self.opener, state)
-        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size())
+        parts = Split(self.batch_size, world_size(), self.micro_batch).accumulation
+        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size(), parts)

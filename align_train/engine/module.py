@@ -5,15 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from align_train.batch import Batch
-from align_train.distributed import gather_rows, rank, world_size
-from align_train.losses import row_losses
+from align_train.batch import Batch, StepBatch
+from align_train.distributed import world_size
+from align_train.engine.encoding import captions, encode
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
 from align_train.records import Tally
@@ -24,14 +23,14 @@ log = logging.getLogger(__name__)
 class AlignTraining(L.LightningModule):
     """Contrastive training of ALIGN with negatives from all ranks.
 
-    Random numbers (dropout, stochastic depth) are seeded anew at every step from seed, step and rank, so that a
-    resumed run draws the same ones; nothing of them needs saving.
+    Random numbers (dropout, stochastic depth) are a function of seed and step, so that a resumed run draws the same
+    ones; nothing of them needs saving.
 
     Args:
         model: both towers.
         optimizer: makes an optimizer from the model, e.g. a partial of `align_train.optim.lamb`.
         schedule: factor of the learning rate by step.
-        label_smoothing: over the global batch; 0.1 in the paper.
+        objective: this rank's share of the loss, of embeddings, temperature and identities; see `Contrastive`.
         seed: of the random numbers.
         centre_captions: start the text projection's bias at minus the mean of the first batch; see `centre_text`.
         recipe: resolved configuration as YAML text; travels in every checkpoint.
@@ -42,7 +41,7 @@ class AlignTraining(L.LightningModule):
         model: Align,
         optimizer: Callable[[Align], Optimizer],
         schedule: Callable[[int], float],
-        label_smoothing: float = 0.1,
+        objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         seed: int = 0,
         centre_captions: bool = False,
         recipe: str = "",
@@ -51,15 +50,14 @@ class AlignTraining(L.LightningModule):
         self.model = model
         self.recipe = recipe
         self._make_optimizer, self._schedule = optimizer, schedule
-        self._label_smoothing, self._seed, self._centre = label_smoothing, seed, centre_captions
+        self._objective, self._seed, self._centre = objective, seed, centre_captions
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._dropped = Tally()
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: StepBatch, batch_index: int) -> Tensor:
         """One global batch: this rank's b pairs against all ranks' B."""
-        image = self.model.encode_image(batch.pixels)  # (b, D)
-        text = self.model.encode_text(batch.input_ids, batch.attention_mask)  # (b, D)
-        loss = self.share_of_loss(image, text)
+        image, text = encode(self.model, batch, [self._seed, self.trainer.global_step])  # (b, D) each
+        loss = self._objective(image, text, self.model.temperature, batch.identities.to(image.device))
         self.log("step", float(self.trainer.global_step))
         self.log("loss", loss, sync_dist=world_size() > 1)
         self.log("temperature", self.model.temperature.detach())
@@ -67,17 +65,6 @@ class AlignTraining(L.LightningModule):
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes a row
             self._log_health(image.detach(), text.detach())
         return loss
-
-    def share_of_loss(self, image: Tensor, text: Tensor) -> Tensor:
-        """This rank's rows of the global loss: (b, D) each, against the gathered (B, D).
-
-        Its mean over ranks, which DDP takes of the gradients too, is `contrastive_loss` of the global batch.
-        """
-        images, texts, first = gather_rows(image), gather_rows(text), rank() * len(image)
-        temperature = self.model.temperature
-        image_to_text = row_losses(image, texts, temperature, first, self._label_smoothing)
-        text_to_image = row_losses(text, images, temperature, first, self._label_smoothing)
-        return (image_to_text + text_to_image).mean()
 
     def on_train_start(self) -> None:
         """Let the configured learning rate, decay and so on win over those in a checkpoint."""
@@ -92,12 +79,10 @@ class AlignTraining(L.LightningModule):
         # Lightning counts logged steps one too far after a resume, which would shift the rows of metrics.csv.
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Seed this step, and centre the captions before the very first."""
-        entropy = np.random.SeedSequence([self._seed, self.trainer.global_step, rank()])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+    def on_train_batch_start(self, batch: StepBatch, batch_index: int) -> None:
+        """Centre the captions before the very first step."""
         if self._centre and self.trainer.global_step == 0 and batch_index == 0:
-            centre_text(self.model, batch.input_ids, batch.attention_mask)
+            centre_text(self.model, captions(batch, self.device))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then bring the temperature back within its bounds."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from align_train.batch import Batch
+from align_train.batch import Batch, StepBatch
 from align_train.corpus.stream import CoyoStream, Position
-from align_train.data import Augmentation, EvaluationBatches, StreamedBatches, find_shards
+from align_train.data import Augmentation, EvaluationBatches, Steps, StreamedBatches, find_shards
 from align_train.data.stream import Share
 from align_train.distributed import gather_objects, rank, world_size
+from align_train.engine.split import Split
 from align_train.records import Preprocessing
 
 
@@ -30,6 +31,7 @@ class StreamData(L.LightningDataModule):
         augmentation: random changes of training images.
         validation: shards to choose settings and the best checkpoint by; None for none.
         workers: processes that fetch and decode, a rank; 0 does it in the training process.
+        micro_batch: largest number of pairs that a device takes at once; None takes a rank's share of a batch at once.
 
     Raises:
         ValueError: the global batch cannot be shared out evenly, or a checkpoint is of another number of processes.
@@ -43,8 +45,10 @@ class StreamData(L.LightningDataModule):
         augmentation: Augmentation,
         validation: str | None = None,
         workers: int = 0,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
+        self.micro_batch = micro_batch
         self.stream, self.batch_size, self.workers = stream, batch_size, workers
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.validation = find_shards(validation) if validation else []
@@ -52,11 +56,12 @@ class StreamData(L.LightningDataModule):
         self._positions: dict[int, Position] = {}
         self._saved: dict[str, Any] = {}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> Steps:
         """From where the checkpoint stood, else from the beginning."""
         if self._saved:
             self._restore()
-        return self._loader(Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions))
+        share = Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions)
+        return Steps(self._loader(share), self._split.accumulation)
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
         """Every validation pair, on every rank."""
@@ -67,10 +72,11 @@ class StreamData(L.LightningDataModule):
         loader = self._loader(Share(rank(), world_size(), max(self.workers, 1)))
         return (batch.pixels.to(device) for batch in islice(loader, batches))
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_index: int) -> Batch:
+    def on_after_batch_transfer(self, batch: StepBatch | Batch, dataloader_index: int) -> StepBatch | Batch:
         """Note where the stream goes on, as a training batch is taken."""
-        if batch.position is not None:
-            part, *after = batch.position
+        for taken in batch.parts if isinstance(batch, StepBatch) else []:
+            assert taken.position is not None
+            part, *after = taken.position
             self._positions[part] = Position(*after)
             self._taken += 1
         return batch
@@ -105,15 +111,14 @@ class StreamData(L.LightningDataModule):
         self._taken = saved["taken"]
         self._positions = {part: Position(*after) for part, after in saved["positions"].items() if part in own}
 
+    @property
+    def _split(self) -> Split:
+        return Split(self.batch_size, world_size(), self.micro_batch)
+
     def _loader(self, share: Share) -> DataLoader[Batch]:
-        if self.batch_size < 1 or self.batch_size % share.ranks:
-            raise ValueError(
-                f"data.batch_size is {self.batch_size} over all ranks, but there are {share.ranks} ranks: make it a "
-                "positive multiple of their number"
-            )
         self.stream.check()
         return DataLoader(
-            StreamedBatches(self.stream, share, self.preprocessing, self.augmentation, self.batch_size // share.ranks),
+            StreamedBatches(self.stream, share, self.preprocessing, self.augmentation, self._split.micro),
             batch_size=None,  # the dataset yields batches
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),

@@ -4,8 +4,7 @@ Shapes: B images, G = B / group_size groups, C channels, H x W pixels.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +12,44 @@ from torch import Tensor, nn
 
 from align_train.distributed import sum_over_ranks
 
-_held: ContextVar[bool] = ContextVar("statistics_held", default=False)
+# What a forward pass in training does to the running statistics: moves them (now), is added up for `pool_statistics`
+# (pooled), or nothing (held). A plain global, since torch.compile cannot guard on a context variable.
+_tracking = "now"
 
 
 @contextmanager
-def hold_statistics() -> Iterator[None]:
-    """Within it no running statistic moves: for a forward pass that is done a second time (recomputation)."""
-    token = _held.set(True)
+def _tracked(mode: str) -> Iterator[None]:
+    global _tracking  # noqa: PLW0603
+    before, _tracking = _tracking, mode
     try:
         yield
     finally:
-        _held.reset(token)
+        _tracking = before
+
+
+def hold_statistics() -> AbstractContextManager[None]:
+    """Within it no running statistic moves: for a forward pass that is done a second time (recomputation)."""
+    return _tracked("held")
+
+
+@contextmanager
+def pool_statistics(model: nn.Module) -> Iterator[None]:
+    """Move the running statistics once, at the end, by the mean over every forward pass within it, on all ranks.
+
+    So they do not depend on how a step's images are split: over micro-batches, or over ranks, whose statistics the
+    reference averages too. Every rank must come by.
+    """
+    layers = tracking_layers(model)
+    for layer in layers:
+        layer.pending.zero_()
+    with _tracked("pooled"):
+        yield
+    if not layers:
+        return
+    total = sum_over_ranks(torch.cat([layer.pending for layer in layers]))
+    for layer, pending in zip(layers, total.split([len(layer.pending) for layer in layers]), strict=True):
+        mean, variance = (pending[:-1] / pending[-1]).chunk(2)
+        layer.move_statistics(mean, variance)
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
@@ -54,6 +80,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         if group_size is not None and group_size < 1:
             raise ValueError(f"group_size is {group_size}; it counts images, so give 1 or more (16 in the reference)")
         self.group_size = group_size
+        # sums of means and variances, and of how many; no part of the state dict, which stays nn.BatchNorm2d's
+        self.register_buffer("pending", torch.zeros(2 * num_features + 1), persistent=False)
+        self.pending: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W); the result has the memory format of the input."""
@@ -82,8 +111,15 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        if _held.get():
-            return
+        """Take note of a forward pass's mean over groups of (mean, biased variance), (C,) each."""
+        if _tracking == "now":
+            self.move_statistics(mean, variance)
+        elif _tracking == "pooled":
+            self.pending += torch.cat([mean, variance, mean.new_ones(1)])
+
+    @torch.no_grad()
+    def move_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        """running = (1 - momentum) * running + momentum * (mean, variance), (C,) each."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -1,6 +1,7 @@
 """Start values: as Keras's EfficientNet and BERT have them, and a variant for small text towers."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +57,15 @@ def initialise_small_text(model: AlignModel) -> None:
 
 
 @torch.no_grad()
-def centre_text(model: AlignModel, input_ids: Tensor, attention_mask: Tensor) -> None:
-    """Set the text projection's bias to minus the mean projected [CLS] of some captions (B, L).
+def centre_text(model: AlignModel, captions: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set the text projection's bias to minus the mean projected [CLS] of captions: (ids, mask), (B, L) each.
 
     The part that all captions share carries no information and would fill the cosine. It is a plain weight, so it
-    is trained on and exported like any other.
+    is trained on and exported like any other. Every rank must bring as many parts of equal size.
     """
     training = model.training
     model.eval()
-    states = model.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
-    mean = sum_over_ranks((states @ model.text_projection.weight.T).mean(0)) / world_size()
+    states = [model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0] for ids, mask in captions]
+    mean = sum_over_ranks((torch.cat(states) @ model.text_projection.weight.T).mean(0)) / world_size()
     model.text_projection.bias.copy_(-mean)
     model.train(training)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -54,18 +55,27 @@ def repair_batch_norm(
 
 
 class StochasticDepth(nn.Module):
-    """Drops whole samples of a residual branch and scales the rest by 1 / (1 - p) (arXiv 1603.09382)."""
+    """Drops whole samples of a residual branch and scales the rest by 1 / (1 - p) (arXiv 1603.09382).
+
+    Attributes:
+        kept: (B,) of which samples the branch is kept, 1 or 0; None draws them from torch's generator.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.kept: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop rows of (B, ...) in training; the identity in evaluation."""
         if not self.training or self.p == 0.0:
             return x
-        kept = torch.empty(x.shape[0], *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
-        return x * kept / (1 - self.p)
+        shape = x.shape[0], *[1] * (x.ndim - 1)
+        if self.kept is None:
+            kept = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(1 - self.p)
+        else:
+            kept = self.kept.to(x.dtype).view(shape)
+        return x * (kept / (1 - self.p))
 
     def extra_repr(self) -> str:
         """Shown in the printed model."""
@@ -77,6 +87,32 @@ def repair_stochastic_depth(model: AlignModel) -> None:
     for layer in model.modules():
         if isinstance(layer, AlignVisionFinalBlockLayer):
             layer.dropout = StochasticDepth(layer.dropout.p)
+
+
+def draw_depths(model: AlignModel, batch: int, random: np.random.Generator) -> Tensor:
+    """Which samples keep which residual branch: uint8 (layers, batch), 1 or 0, on the CPU.
+
+    Drawn for the whole global batch at once, of which every rank and micro-batch takes its own columns: so what is
+    dropped does not depend on how the batch is split.
+    """
+    rates = [layer.p for layer in _dropping(model)]
+    drawn = random.random((len(rates), batch), np.float32) >= np.asarray(rates, np.float32)[:, None]
+    return torch.from_numpy(drawn.view(np.uint8))
+
+
+def set_depths(model: AlignModel, kept: Tensor | None) -> None:
+    """Let the coming forward passes of B images drop what `kept` (layers, B) says, columns of `draw_depths`.
+
+    It holds until it is set again, since activations may be recomputed in the backward pass; None draws anew each time.
+    """
+    layers = _dropping(model)
+    rows = [None] * len(layers) if kept is None else kept.unbind()
+    for layer, row in zip(layers, rows, strict=True):
+        layer.kept = row
+
+
+def _dropping(model: AlignModel) -> list[StochasticDepth]:
+    return [layer for layer in model.modules() if isinstance(layer, StochasticDepth) and layer.p > 0]
 
 
 def repair_attention(model: AlignModel) -> None:
@@ -120,10 +156,11 @@ class _CheckpointedBlock(AlignVisionBlock):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(hidden_states)
-        return checkpoint(super().forward, hidden_states, use_reentrant=False, context_fn=_recompute_without_statistics)
+        return checkpoint(super().forward, hidden_states, use_reentrant=False, context_fn=once_for_statistics)
 
 
-def _recompute_without_statistics() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def once_for_statistics() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `torch.utils.checkpoint`: batch norm's running statistics move in the forward pass, not in its repetition."""
     return nullcontext(), hold_statistics()
 
 
