@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from align_train.models import Align, build_align, compile_towers, compiling
+from align_train.models import Align, build_align, compile_towers, compiling, recalibrate
 from align_train.models.batch_norm import hold_statistics
 from align_train.models.repairs import repair_checkpointing
 
@@ -87,16 +87,32 @@ def test_compiled_towers_train_as_eager_ones_do(pair: tuple[Align, Align]) -> No
     assert_same(results(compiled.train()), results(eager.train()))
 
 
-def test_compiled_towers_evaluate_as_eager_ones_do(pair: tuple[Align, Align]) -> None:
+def test_evaluation_compiles_nothing() -> None:
+    counter, towers = CompileCounterWithBackend("eager"), model().eval()
+    compile_towers(towers, vision=True, text=True, backend=counter)
     with torch.no_grad():
-        for inputs, encode in (((pixels(),), "encode_image"), (captions(LENGTHS), "encode_text")):
-            expected, got = (getattr(m.eval(), encode)(*inputs) for m in pair)
-            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+        for rows in (2, 4):
+            towers.encode_image(pixels()[:rows])
+            towers.encode_text(*captions(LENGTHS[:rows]))
+    assert counter.frame_count == 0
+    towers.train().encode_text(*captions(LENGTHS))
+    assert counter.frame_count == 1
 
 
 def test_a_recomputed_step_moves_statistics_once_and_has_the_same_gradients(pair: tuple[Align, Align]) -> None:
     eager, compiled = pair
     assert_same(results(compiled.train(), cached=True), results(eager.train()))
+
+
+def test_recalibration_compiles_nothing(pair: tuple[Align, Align]) -> None:
+    eager, compiled = pair
+    for towers in pair:
+        assert recalibrate(towers, [pixels(), pixels()]) == 2
+    torch.testing.assert_close(dict(compiled.named_buffers()), dict(eager.named_buffers()), rtol=1e-9, atol=1e-10)
+    counter, towers = CompileCounterWithBackend("eager"), model()
+    compile_towers(towers, vision=True, text=True, backend=counter)
+    recalibrate(towers, [pixels()])
+    assert counter.frame_count == 0
 
 
 def test_compiling_changes_no_key_of_the_state_dict(pair: tuple[Align, Align]) -> None:

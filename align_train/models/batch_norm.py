@@ -185,8 +185,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "enco
         layer.reset_running_stats()
         layer.momentum = None
     try:
-        for used, pixels in enumerate(batches, start=1):  # noqa: B007 - counted for the caller
-            getattr(model, encode)(pixels)
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a few batches of another momentum
+            for used, pixels in enumerate(batches, start=1):  # noqa: B007 - counted for the caller
+                getattr(model, encode)(pixels)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -37,6 +37,8 @@ def repair_squeeze(model: AlignModel) -> None:
 
 class _SqueezeExcite(AlignVisionSqueezeExciteLayer):
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # which fuses what is written out here
+            return super().forward(x)
         x, mean = _WithMean.apply(x)
         gate = self.act_expand(self.expand(self.act_reduce(self.reduce(mean))))
         return x * gate
@@ -57,7 +59,7 @@ class _WithMean(torch.autograd.Function):
 
 class _DepthwiseConv2d(AlignVisionDepthwiseConv2d):
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return super().forward(x)
         padding = self.kernel_size[0] // 2 if self.padding == "same" else 0
         y: Tensor = _Depthwise.apply(x, self.weight.to(x.dtype), self.stride[0], padding)
