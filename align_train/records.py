@@ -35,7 +35,7 @@ class Preprocessing:
     """How a pair becomes model input: part of the model, since an export must repeat it.
 
     Attributes:
-        resize: pixels a side; images are resized to this square, aspect ratio not kept (ALIGN paper, section 5.1).
+        resize: pixels a side; images are resized to this square, aspect ratio not kept (ALIGN paper, section 5).
         crop: pixels a side of the random (training) or central (evaluation) crop; at most `resize`.
         antialias: False is the reference's plain bilinear; True is Pillow's, which the exported processor uses.
         max_tokens: longest caption in WordPiece tokens, [CLS] and [SEP] included.

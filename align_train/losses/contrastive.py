@@ -1,6 +1,6 @@
 """The contrastive objective of ALIGN: logits of every row against every column, cross-entropy both ways.
 
-Source of the formula and of the constants: ALIGN (arXiv 2102.05918, section 4.2) and kakaobrain/coyo-align, whose
+Source of the formula and of the constants: ALIGN (arXiv 2102.05918, section 4.1) and kakaobrain/coyo-align, whose
 numbers `tests/golden/loss.npz` holds. Leaving out duplicates is this project's addition and off by default.
 """
 
@@ -52,7 +52,7 @@ def share_of_loss(
     Args:
         images: (B, D), each row L2-normalised: the whole global batch.
         texts: (B, D), each row L2-normalised; texts[i] belongs to images[i].
-        temperature: scalar tensor the logits are divided by; learned, starts at 1 (arXiv 2102.05918, section 5.1).
+        temperature: scalar tensor the logits are divided by; learned, starts at 1 (arXiv 2102.05918, section 5).
         first: index of the rank's first row.
         count: number of the rank's rows; None for all B.
         label_smoothing: the target is 1 - label_smoothing + label_smoothing / B at i, label_smoothing / B elsewhere;

@@ -78,8 +78,11 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = input_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[0] else None
-        grad_weight = weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight, None, None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None
+        grad_weight = weight_gradient(grad, x, weight, ctx.stride, ctx.padding)
+        # in the weight's own strides, which DDP expects
+        return grad_x, torch.empty_like(weight).copy_(grad_weight), None, None
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

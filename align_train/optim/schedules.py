@@ -16,7 +16,7 @@ from math import cos, pi
 def linear(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
     """ALIGN's schedule: 1 - x, x = (step - warmup_steps) / (total_steps - warmup_steps).
 
-    arXiv 2102.05918, section 5.1: 10k steps up, then down to 0 at 1.2M. Raises ValueError as `_schedule` does.
+    arXiv 2102.05918, section 5: 10k steps up, then down to 0 at 1.2M. Raises ValueError as `_schedule` does.
     """
     return _schedule(_falling, warmup_steps, total_steps)
 
