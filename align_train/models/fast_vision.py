@@ -62,16 +62,17 @@ class _DepthwiseConv2d(AlignVisionDepthwiseConv2d):
         if x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return super().forward(x)
         padding = self.kernel_size[0] // 2 if self.padding == "same" else 0
-        y: Tensor = _Depthwise.apply(x, self.weight.to(x.dtype), self.stride[0], padding)
+        y: Tensor = _Depthwise.apply(x, self.weight, self.stride[0], padding)
         return y
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, None, stride, padding, groups=len(weight))
+        low = weight.to(x.dtype)
+        ctx.save_for_backward(x, low)
+        ctx.stride, ctx.padding, ctx.of_weight = stride, padding, (weight.shape, weight.stride(), weight.dtype)
+        return F.conv2d(x, low, None, stride, padding, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -81,8 +82,8 @@ class _Depthwise(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None
         grad_weight = weight_gradient(grad, x, weight, ctx.stride, ctx.padding)
-        # in the weight's own strides, which DDP expects
-        return grad_x, torch.empty_like(weight).copy_(grad_weight), None, None
+        shape, strides, dtype = ctx.of_weight  # DDP expects a gradient that lies in memory as the weight does
+        return grad_x, grad_weight.new_empty_strided(shape, strides, dtype=dtype).copy_(grad_weight), None, None
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
