@@ -3,11 +3,16 @@
 Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
+import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 
@@ -96,3 +101,54 @@ def gather_counts(counts: dict[str, int]) -> dict[str, int]:
     """Counts by name, summed over all ranks; every rank must call it."""
     parts = gather_objects(dict(counts))
     return {name: sum(part.get(name, 0) for part in parts) for name in {name for part in parts for name in part}}
+
+
+def shard(model: nn.Module, parts: Iterable[nn.Module], methods: Iterable[str], mesh: DeviceMesh) -> None:
+    """Deal every weight out over the ranks of a mesh of one dimension (FSDP2), in place; state-dict keys stay.
+
+    A part's weights are gathered for its forward and for its backward pass and put away after it, those outside of
+    any part while one of the methods runs. Each rank gets its share of the gradients' mean over ranks, as under DDP.
+    Scalars cannot be dealt out: every rank keeps them, and gets the same mean. Buffers stay as they are.
+
+    Args:
+        model: not used before; its weights contiguous, and equal on all ranks.
+        parts: modules of it that are computed one after the other.
+        methods: names of what is called of the model, and nothing else of it may be.
+        mesh: of all ranks.
+    """
+    # Batch norm's result is a view; that would matter to code that changes a part's result in place, and there is none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    scalars = {weight for weight in model.parameters() if weight.ndim == 0}
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+    for method in methods:
+        register_fsdp_forward_method(model, method)
+    for scalar in scalars:
+        scalar.register_post_accumulate_grad_hook(_take_mean_gradient)
+
+
+def _take_mean_gradient(weight: Tensor) -> None:
+    assert weight.grad is not None
+    dist.all_reduce(weight.grad)
+    weight.grad /= world_size()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """True after `shard`."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def gathered(value: Any) -> Any:
+    """A dealt-out tensor whole, on the CPU of rank 0 (None on others); anything else as it is. All ranks must call."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if rank() == 0 else None
+
+
+def dealt_out_as(whole: Any, example: Any) -> Any:
+    """This rank's share of a tensor that all have, if `example` is dealt out; asks no other rank."""
+    if not isinstance(example, DTensor):
+        return whole
+    return distribute_tensor(whole.to(example.device), example.device_mesh, example.placements, src_data_rank=None)

@@ -65,8 +65,10 @@ def test_a_depthwise_convolution_costs_as_much_for_each_gradient_as_forward() ->
 
 def test_a_caption_costs_six_for_each_weight_and_token_and_its_attention(usual: Cost) -> None:
     layers, width, columns = 2, 32, 32
-    expected = (6 * width * columns, layers * 6 * 12 * width**2, layers * 12 * width)
-    assert usual.caption == pytest.approx(expected)
+    # of the last layer's twelve squares of weights all tokens need two, keys and values, and [CLS] alone the others
+    constant = 6 * width * columns + 6 * 10 * width**2
+    linear = 6 * (12 * (layers - 1) + 2) * width**2 + 12 * width
+    assert usual.caption == pytest.approx((constant, linear, (layers - 1) * 12 * width))
 
 
 def test_the_polynomial_holds_at_other_lengths(usual: Cost) -> None:

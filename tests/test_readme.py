@@ -29,8 +29,8 @@ SCALE = (ROOT / "docs" / "scale.md").read_text()
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
-    "validate_every": "1", "trainer.log_every_n_steps": "1", "trainer.num_nodes": "1", "model.preprocessing.resize": "40",
-    "model.preprocessing.crop": "32",
+    "validate_every": "1", "trainer.log_every_n_steps": "1", "trainer.num_nodes": "1",
+    "model.preprocessing.resize": "40", "model.preprocessing.crop": "32",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """`align-train train`: the main job as a table of contents."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.exporting import export_model, settle
-from align_train.cli.models import build_model, open_data
+from align_train.cli.models import build_model, load_model, open_data
 from align_train.cli.scoring import take_exams, write_result
-from align_train.distributed import rank
+from align_train.distributed import is_sharded, rank
 from align_train.engine import (
     AlignTraining,
     AtomicCheckpointIO,
@@ -71,7 +72,8 @@ def train(config: DictConfig) -> None:
     settle(module.model, trainer.global_step, lambda: data)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
     if rank() == 0:
-        report(config, module.model, trainer, progress)
+        model = load_model(str(folder)).model if is_sharded(module.model) else module.model
+        report(config, model, trainer, progress)
 
 
 def check_lengths(config: DictConfig) -> None:
@@ -86,6 +88,13 @@ def check_lengths(config: DictConfig) -> None:
         raise ValueError(
             "trainer.accumulate_grad_batches would leave each part only its own negatives: set step.micro_batch to the "
             "number of pairs that fit into memory, which gives the gradient of the whole batch"
+        )
+    strategy = config.trainer.get("strategy")
+    name = strategy if isinstance(strategy, str) else OmegaConf.select(config, "trainer.strategy._target_")
+    if re.search("fsdp|deepspeed|modelparallel", str(name), re.IGNORECASE):
+        raise ValueError(
+            f"trainer.strategy is {name}, which this program does not know how to shard its towers with: choose "
+            "trainer=sharded, or DDP with step.micro_batch and model.gradient_checkpointing=true"
         )
 
 

@@ -10,6 +10,7 @@ from align_train.engine.module import AlignTraining
 from align_train.engine.objective import Contrastive
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
+from align_train.engine.sharding import FullySharded
 from align_train.engine.stopping import StopOnNonFinite, StopOnSignal
 from align_train.engine.stream import StreamData
 
@@ -19,6 +20,7 @@ __all__ = [
     "Budget",
     "Contrastive",
     "Execution",
+    "FullySharded",
     "MetricsFile",
     "PairData",
     "Progress",

@@ -11,6 +11,7 @@ from align_train.data.counting import Epoch, count_epochs
 from align_train.distributed import rank
 from align_train.engine.data import PairData
 from align_train.engine.device_speed import Peak, peak_of
+from align_train.engine.sharding import FullySharded
 from align_train.engine.split import Split
 from align_train.models import Align
 from align_train.models.cost import Cost, cost_of
@@ -50,7 +51,9 @@ class Budget(L.Callback):
             return
         data = trainer.datamodule
         epochs = count_epochs(data.sources, data.order) if isinstance(data, PairData) else {}
-        need = memory_of(model, trainer.precision).of(split.micro, split.local, split.batch_size, self._chunk_size)
+        shards = split.ranks if isinstance(trainer.strategy, FullySharded) else 1
+        memory = memory_of(model, trainer.precision)
+        need = memory.of(split.micro, split.local, split.batch_size, self._chunk_size, shards)
         room = memory_there(device, trainer.num_devices)
         print(f"batch {split}")
         print(told_parameters(model))

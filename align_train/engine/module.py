@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from align_train.batch import Batch, StepBatch
 from align_train.distributed import world_size
 from align_train.engine.encoding import captions, encode
+from align_train.engine.sharding import shard_model
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
 from align_train.records import Tally
@@ -53,6 +54,11 @@ class AlignTraining(L.LightningModule):
         self._objective, self._seed, self._centre = objective, seed, centre_captions
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._dropped = Tally()
+
+    def configure_model(self) -> None:
+        """Deal out the weights where the strategy asks for it, by giving a mesh of devices."""
+        if self.device_mesh is not None:
+            shard_model(self.model, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: StepBatch, batch_index: int) -> Tensor:
         """One global batch: this rank's b pairs against all ranks' B."""

@@ -9,6 +9,7 @@ import yaml
 from transformers import AlignConfig
 
 from align_train.models.align import Align, vision_width
+from align_train.models.fast_text import repair_last_layer
 from align_train.models.fast_vision import repair_depthwise_gradient, repair_squeeze
 from align_train.models.initialisation import initialise_small_text, initialise_vision
 from align_train.models.repairs import (
@@ -157,6 +158,7 @@ def repair(model: Align, norm: BatchNorm, gradient_checkpointing: bool = False) 
     repair_squeeze(model)
     repair_depthwise_gradient(model)
     repair_text_pooler(model)
+    repair_last_layer(model)
     if gradient_checkpointing:
         repair_checkpointing(model)
 

@@ -1,6 +1,6 @@
 """The text tower's last layer for what ALIGN reads of it, [CLS] alone: the same values and gradients, less work.
 
-Shapes: B captions, L token columns, D numbers in a state, H heads.
+Shapes: B captions, L token columns, D numbers in a state.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ class _FirstAttention(AlignTextAttention):
 
 
 class _FirstSelfAttention(AlignTextSelfAttention):
-    """(B, L, D) and a mask (B, 1, L, L), of either kind that PyTorch takes, to (B, 1, D)."""
+    """(B, L, D), and a mask (B, 1, L, L) unless all are tokens, to (B, 1, D)."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any

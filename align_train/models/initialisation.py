@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AlignModel
 from transformers.models.align.modeling_align import AlignTextSelfAttention, AlignTextSelfOutput
 
-from align_train.distributed import sum_over_ranks, world_size
+from align_train.distributed import dealt_out_as, sum_over_ranks, world_size
 
 # Standard deviation of a unit normal cut at +-2: Keras divides by it, so that the cut values have the wanted one.
 _CUT_NORMAL_STD = 0.87962566103423978
@@ -65,7 +65,8 @@ def centre_text(model: AlignModel, captions: Iterable[tuple[Tensor, Tensor]]) ->
     """
     training = model.training
     model.eval()
-    states = [model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0] for ids, mask in captions]
-    mean = sum_over_ranks((torch.cat(states) @ model.text_projection.weight.T).mean(0)) / world_size()
-    model.text_projection.bias.copy_(-mean)
+    projected = torch.cat([model.get_text_features(ids, mask).pooler_output for ids, mask in captions])
+    mean = sum_over_ranks(projected.mean(0)) / world_size()
+    bias = model.text_projection.bias
+    bias.sub_(dealt_out_as(mean, bias))  # which is in the mean
     model.train(training)

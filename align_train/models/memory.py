@@ -37,17 +37,20 @@ class Memory:
     pixels: float
     width: int
 
-    def of(self, micro: int, local: int, batch: int, rows: int | None = None) -> float:
+    def of(self, micro: int, local: int, batch: int, rows: int | None = None, shards: int = 1) -> float:
         """Of a rank that takes `local` of `batch` pairs, `micro` of them at once.
 
         Weights, gradients (twice under DDP, in buckets for the exchange), two moments, a micro-batch's activations,
         its pixels, and the loss: both embeddings of all pairs, and the logits of `rows` rows at once, None for all,
-        each with its gradients.
+        each with its gradients. With `shards` above 1, weights, gradients and moments are dealt out over so many
+        ranks, and a backward pass gathers all weights at worst.
         """
         gradients = self.trained * (2 if batch > local else 1)
         logits = (4 * local if rows is None else min(rows, local)) * batch * FLOAT  # two directions, kept and gradients
         embeddings = 4 * batch * self.width * FLOAT
         state = self.weights + gradients + 2 * self.trained
+        if shards > 1:
+            state = self.weights + (self.weights + 3 * self.trained) / shards
         return state + self.fixed + micro * (self.pair + self.pixels) + embeddings + logits
 
 

@@ -13,43 +13,25 @@ work only the CPU time with --threads 1 says something. --largest seeks the larg
 """
 
 import argparse
-import json
-import math
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import yaml
+from measuring import GROUP, apart, batch_of, machine, model_of, peak
 from torch import Tensor
 from transformers import AlignConfig, AlignModel
 
 from align_train.engine.host_memory import keep_freed_memory
 from align_train.losses import contrastive_loss
-from align_train.models import build_align, compile_towers
+from align_train.models import compile_towers
 from align_train.optim import lamb
-from align_train.shipped import config_folder
 
 STOCK, STOCK_BF16, PLAIN_MALLOC = "stock, float32", "stock, bf16 autocast", "stock, bf16 autocast, freed memory kept"
 OURS_FLOAT32, OURS, RECOMPUTED = "ours, float32", "ours, bf16", "ours, bf16, gradient checkpointing"
-GROUP, PIXELS, LONGEST, SHORTEST = 16, 289, 64, 3
-MEAN, SPREAD = 16.0, 0.5  # as in text.py
 CPU_BAR, GPU_BAR, LARGEST_BAR = 2.0, 2.5, 2.0
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def batch_of(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels (size, 3, 289, 289) uint8 in NHWC memory as a decoder leaves them, ids and mask (size, 64)."""
-    random = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (size, PIXELS, PIXELS, 3), dtype=torch.uint8, generator=random).permute(0, 3, 1, 2)
-    drawn = torch.empty(size).log_normal_(math.log(MEAN) - SPREAD**2 / 2, SPREAD, generator=random)
-    mask = (torch.arange(LONGEST) < drawn.round().clamp(SHORTEST, LONGEST)[:, None]).long()
-    return pixels, torch.randint(1, 30522, mask.shape, generator=random) * mask, mask
 
 
 def as_side_takes_it(side: str, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,10 +45,7 @@ def as_side_takes_it(side: str, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[T
 
 def step_of(side: str, preset: str, device: str, compiled: bool, chunks: int) -> Step:
     """A training step of one side, on a model with fresh weights; it returns the loss."""
-    torch.manual_seed(0)
-    recipe = yaml.safe_load((config_folder() / "model" / f"{preset}.yaml").read_text())
-    del recipe["_target_"]
-    model = build_align(**{**recipe, "gradient_checkpointing": side == RECOMPUTED})
+    model = model_of(preset, gradient_checkpointing=side == RECOMPUTED)
     if side.startswith("stock"):
         model = AlignModel(AlignConfig.from_dict(model.config.to_dict()))
         assert model.config.text_config._attn_implementation == "eager", "the stock model is to run as shipped"
@@ -94,9 +73,9 @@ def step_of(side: str, preset: str, device: str, compiled: bool, chunks: int) ->
     return step
 
 
-def measure(case: list, given: dict) -> dict:
+def measure(side: str, given: dict) -> dict:
     """Seconds, CPU seconds and peak bytes of a step, in this process, a fresh one."""
-    side, device = case[0], given["device"]
+    device = given["device"]
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     if side.startswith("ours") or side == PLAIN_MALLOC:
@@ -116,17 +95,8 @@ def measure(case: list, given: dict) -> dict:
     return {"wall": statistics.median(wall[1:]), "cpu": statistics.median(cpu[1:]), "peak": peak(device)}
 
 
-def peak(device: str) -> int:
-    """Bytes at most; VmHWM, unlike ru_maxrss, knows nothing of the process that forked."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-
-
-def largest(case: list, given: dict) -> dict:
+def largest(side: str, given: dict) -> dict:
     """The largest batch, a multiple of 16, with which two steps fit: doubled until they do not, then bisected."""
-    side = case[0]
     step = step_of(side, given["model"], "cuda", given["compile"], given["chunks"])
 
     def fits(groups: int) -> bool:
@@ -148,15 +118,8 @@ def largest(case: list, given: dict) -> dict:
     return {"batch": low * GROUP}
 
 
-def apart(task: str, side: str, given: dict) -> dict:
-    """A task in a fresh process, whose allocator nobody has touched."""
-    code = f"import json, step; print(json.dumps(step.{task}({[side]!r}, {given!r})))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parent)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare(sides: list[str], given: dict) -> None:
-    rounds = [{side: apart("measure", side, given) for side in sides} for _ in range(given["rounds"])]
+    rounds = [{side: apart("step", "measure", side, given) for side in sides} for _ in range(given["rounds"])]
     unit = "cpu" if given["device"] == "cpu" and given["threads"] == 1 else "wall"
     bar = GPU_BAR if given["device"] == "cuda" else CPU_BAR
     print("| step | images/s | CPU seconds | times stock float32 | times stock bf16 | peak memory, GiB | verdict |")
@@ -173,7 +136,7 @@ def compare(sides: list[str], given: dict) -> None:
 
 
 def compare_largest(given: dict) -> None:
-    found = {side: apart("largest", side, given)["batch"] for side in (STOCK, STOCK_BF16, OURS, RECOMPUTED)}
+    found = {side: apart("step", "largest", side, given)["batch"] for side in (STOCK, STOCK_BF16, OURS, RECOMPUTED)}
     print("\n| largest batch that fits | pairs | times stock bf16 | verdict |\n|---|---|---|---|")
     for side, pairs in found.items():
         times = pairs / max(found[STOCK_BF16], 1)
@@ -198,8 +161,8 @@ def main() -> None:
         parser.error("--largest needs --device cuda: on a CPU the kernel ends the process that takes too much")
     if given["batch"] % GROUP:
         parser.error(f"--batch is {given['batch']}; give a multiple of {GROUP}, the virtual batch")
-    machine = torch.cuda.get_device_name() if given["device"] == "cuda" else platform.processor() or platform.machine()
-    print(f"{given['model']}, batch {given['batch']}, {machine}, torch {torch.__version__}, {given['rounds']} rounds\n")
+    on = f"{machine(given['device'])}, torch {torch.__version__}"
+    print(f"{given['model']}, batch {given['batch']}, {on}, {given['rounds']} rounds\n")
     compare([STOCK, STOCK_BF16, *(given["sides"] or [PLAIN_MALLOC, OURS_FLOAT32, OURS, RECOMPUTED])], given)
     if given["largest"]:
         compare_largest(given)
