@@ -15,7 +15,15 @@ from align_train.data import Augmentation, OrderSettings, read_sources
 from align_train.data.counting import Epoch, count_epochs
 from align_train.data.storage.cache import Cache
 from align_train.engine import PairData
-from align_train.engine.budget import Budget, memory_there, told_compute, told_length, told_parameters, warn_of_memory
+from align_train.engine.budget import (
+    Budget,
+    memory_there,
+    split_of,
+    told_compute,
+    told_length,
+    told_parameters,
+    warn_of_memory,
+)
 from align_train.engine.device_speed import Peak, measured, peak_of, published
 from align_train.engine.split import Split
 from align_train.models import Align
@@ -159,8 +167,26 @@ def test_a_batch_that_does_not_fit_the_virtual_batch_is_refused(make_shards: Mak
     trainer = trainer_of(pair_data(make_shards(64), model, batch_size=32, micro_batch=2))
     with pytest.raises(ValueError, match=r"step.micro_batch is 2.*group_size=4: set step.micro_batch=4"):
         Budget().setup(trainer, SimpleNamespace(model=model), "fit")  # type: ignore[arg-type]
-    other = small(vision={"depth": 0.1}, batch_norm={"statistics": "batch"})
-    Budget().setup(trainer, SimpleNamespace(model=other), "fit")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("statistics", ["batch", "cross_rank"])
+def test_a_norm_over_the_whole_batch_takes_no_micro_batches(make_shards: MakeShards, statistics: str) -> None:
+    model, shards = small(vision={"depth": 0.1}, batch_norm={"statistics": statistics}), make_shards(64)
+    with pytest.raises(ValueError, match=r"step.micro_batch=8 splits 32 pairs.*model.batch_norm.statistics=virtual"):
+        split_of(trainer_of(pair_data(shards, model, batch_size=32, micro_batch=8)), model)
+    assert split_of(trainer_of(pair_data(shards, model, batch_size=32, micro_batch=32)), model).accumulation == 1
+    frozen = small(vision={"depth": 0.1}, batch_norm={"statistics": "frozen"})
+    assert split_of(trainer_of(pair_data(shards, frozen, batch_size=32, micro_batch=8)), frozen).accumulation == 4
+
+
+def test_memory_is_that_of_a_micro_batch(make_shards: MakeShards, capsys: pytest.CaptureFixture[str]) -> None:
+    model, shards, told = small(vision={"depth": 0.1}), make_shards(64), []
+    for micro_batch in (None, 4):
+        data = pair_data(shards, model, batch_size=64, micro_batch=micro_batch)
+        Budget().setup(trainer_of(data), SimpleNamespace(model=model), "fit")  # type: ignore[arg-type]
+        memory = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+        told.append(float(memory.split()[2]))
+    assert told[1] < told[0] / 2
 
 
 def test_parameters_are_told_by_tower() -> None:

@@ -182,6 +182,38 @@ def test_a_group_that_no_micro_batch_holds_whole_gives_other_statistics(whole):
     assert abs(split_step(small_groups, 4)["loss"] - whole[torch.float64]["loss"]) > 1e-4
 
 
+def test_running_statistics_over_three_steps(whole):
+    """Each step's sums begin at nothing."""
+    found = []
+    for parts in (1, 4):
+        align, batch = model(torch.float64), dealt(parts)
+        for step in range(3):
+            encode(align, batch, (7, step))
+        found.append({name: value for name, value in align.state_dict().items() if "running" in name})
+    align, batch = model(torch.float64), dealt(1).parts[0]
+    for step in range(3):
+        random = np.random.default_rng(np.random.SeedSequence((7, step), spawn_key=(0,)))
+        set_depths(align, draw_depths(align, PAIRS, random))
+        align.encode_image(batch.pixels)
+    for each in found:
+        compare(each, {name: align.state_dict()[name] for name in each}, 1e-10)
+
+
+def test_every_step_and_every_micro_batch_draws_its_own_dropout():
+    align, batch = model(torch.float64, dropout=0.5), dealt(4)
+    twice = StepBatch([batch.parts[0], batch.parts[0]])
+    first = encode(align, twice, ENTROPY)[1].detach()
+    assert not torch.allclose(first[:16], first[16:])
+    assert torch.equal(encode(align, twice, ENTROPY)[1].detach(), first)
+    assert not torch.allclose(encode(align, twice, (7, 4))[1].detach(), first)
+
+
+def test_every_step_draws_its_own_depths():
+    align = model(torch.float64)
+    one, other = (encode(align, dealt(1), (7, step))[0].detach() for step in (3, 4))
+    assert not torch.allclose(one, other)
+
+
 def test_a_micro_batch_is_forgotten_until_it_is_needed():
     """While micro-batches are embedded nothing but the embeddings stays, and going back holds one at a time."""
     alive, most = 0, 0

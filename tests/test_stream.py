@@ -565,15 +565,17 @@ def used(web: Path, pairs: int, part: int, parts: int) -> list[Item]:
     return items[: brings[pairs - 1]]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(("workers", "micro_batch"), [(0, "null"), (0, "4"), (1, "null"), (2, "null"), (2, "4")])
 def test_a_resumed_run_equals_one_never_stopped(
     workers: int,
+    micro_batch: str,
     web: Path,
     tmp_path: Path,
     make_shards: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     more, parts = [f"data.workers={workers}", "model.vision.stochastic_depth=0.5"], max(workers, 1)
+    more.append(f"step.micro_batch={micro_batch}")
     if workers == 1:  # shards for validation stand beside the stream, and change nothing
         more.append(f"data.validation={make_shards(24, name='validation')}/*.tar")
     whole, begun = run(web, tmp_path / "whole", *more), run(web, tmp_path / "parted", *more, "max_steps=3")
@@ -587,7 +589,7 @@ def test_a_resumed_run_equals_one_never_stopped(
     assert losses(whole) == losses(parted)
     assert len(set(losses(whole))) == 6
     assert streams_state(whole) == streams_state(parted)
-    assert streams_state(whole)["taken"] == 6
+    assert streams_state(whole)["taken"] == (6 if micro_batch == "null" else 12)
     assert sorted(streams_state(whole)["positions"]) == list(range(parts))
     dropped = added([item for part in range(parts) for item in used(web, 6 * 8 // parts, part, parts)])
     assert {"short_side", "http_404", "not_an_image"} == set(dropped)

@@ -19,7 +19,7 @@ def export(config: DictConfig) -> None:
         raise ValueError(f"{source} is a Hugging Face folder already: give a run folder or a .ckpt file")
     run = run_folder(Path(source))
     model, recipe = loaded.model, loaded.recipe
-    settle(model, loaded.steps, lambda: open_data(recipe.data, model))
+    settle(model, loaded.steps, lambda: open_data(recipe.data, model, recipe.step.micro_batch))
     folder = Path(config.folder) if config.folder else run / "hf"
     export_model(model, recipe, folder, loaded.steps, scores_of(run, loaded.steps))
 

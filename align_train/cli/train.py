@@ -82,6 +82,8 @@ def check_lengths(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    if not isinstance(config.seed, int) or config.seed < 0:
+        raise ValueError(f"seed is {config.seed!r}; it must be a whole number of at least 0")
     if config.trainer.get("limit_train_batches") is not None:
         raise ValueError("trainer.limit_train_batches would begin the data anew: give the length as max_steps")
     if config.trainer.get("accumulate_grad_batches", 1) != 1:

@@ -14,6 +14,7 @@ from align_train.engine.device_speed import Peak, peak_of
 from align_train.engine.sharding import FullySharded
 from align_train.engine.split import Split
 from align_train.models import Align
+from align_train.models.batch_norm import tracking_layers
 from align_train.models.cost import Cost, cost_of
 from align_train.models.memory import memory_of, virtual_batch
 
@@ -64,9 +65,16 @@ class Budget(L.Callback):
 
 
 def split_of(trainer: L.Trainer, model: Align) -> Split:
-    """How a run's batch is split; ValueError if it cannot be."""
-    data = trainer.datamodule
-    return Split(data.batch_size, trainer.world_size, data.micro_batch, virtual_batch(model))
+    """How a run's batch is split; ValueError if it cannot be, or if micro-batches would make another model of it."""
+    data, group_size = trainer.datamodule, virtual_batch(model)
+    split = Split(data.batch_size, trainer.world_size, data.micro_batch, group_size)
+    if split.accumulation > 1 and group_size is None and tracking_layers(model):
+        raise ValueError(
+            f"step.micro_batch={data.micro_batch} splits {split.local:,} pairs of a rank, but batch norm over a whole "
+            "batch needs them at once: set model.batch_norm.statistics=virtual (or frozen), or step.micro_batch=null "
+            "and model.gradient_checkpointing=true"
+        )
+    return split
 
 
 def memory_there(device: torch.device, processes: int) -> float:

@@ -101,10 +101,15 @@ class PairData(L.LightningDataModule):
         captions, patience = self.sources[0].captions, self.reading.stall_seconds
         return EvaluationBatches(self.validation, self.preprocessing, captions=captions, stall_seconds=patience)
 
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step on one rank."""
+        return Split(self.batch_size, world_size(), self.micro_batch).accumulation
+
     def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
-        """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
+        """This rank's pixels of the first training batches, by micro-batches, to measure batch-norm statistics on."""
         loader = Loader(self.reader, self._planned(0, batches), self.workers, self.reading)
-        return (batch.pixels.to(device) for batch in islice(loader, batches))
+        return (batch.pixels.to(device) for batch in islice(loader, batches * self.parts))
 
     def facts(self) -> dict[str, Any]:
         """For result.json: epochs of each sequence of pairs that have gone by, and the shards that are broken."""
@@ -150,5 +155,4 @@ class PairData(L.LightningDataModule):
 
     def _planned(self, start: int, stop: int, state: Mapping[str, Any] | None = None) -> BatchPlans:
         order = Order(self.sources, self.order, self.opener, state)
-        parts = Split(self.batch_size, world_size(), self.micro_batch).accumulation
-        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size(), parts)
+        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size(), self.parts)

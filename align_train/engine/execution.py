@@ -27,8 +27,8 @@ class Execution:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "text_chunks"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"step.{name} is {value}: give 1 or more")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"step.{name} is {value!r}: give a whole number of at least 1")
 
     def prepare(self, model: Align) -> None:
         """Make the towers work so."""

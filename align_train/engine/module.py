@@ -16,6 +16,7 @@ from align_train.engine.encoding import captions, encode
 from align_train.engine.sharding import shard_model
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
+from align_train.models.repairs import set_depths
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,10 @@ class AlignTraining(L.LightningModule):
         """Centre the captions before the very first step."""
         if self._centre and self.trainer.global_step == 0 and batch_index == 0:
             centre_text(self.model, captions(batch, self.device))
+
+    def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_index: int) -> None:
+        """What was drawn for this step's images is for no others."""
+        set_depths(self.model, None)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then bring the temperature back within its bounds."""

@@ -17,7 +17,7 @@ class Contrastive:
         negatives: `gathered` compares with the pairs of all ranks, as the paper does; `local` with those of this rank
             alone, which is another loss, of smaller batches.
         skip_duplicates: pairs with an equal image or an equal caption are no negatives of each other.
-        chunk_size: rows whose logits are in memory at once; a smaller batch, and None, takes all at once.
+        chunk_size: rows whose logits are in memory at once; a smaller global batch, and None, takes all at once.
 
     Raises:
         ValueError: an option is out of range.
@@ -32,10 +32,12 @@ class Contrastive:
     ) -> None:
         if negatives not in NEGATIVES:
             raise ValueError(f"loss.negatives is {negatives!r}: choose {' or '.join(NEGATIVES)}")
-        if not 0 <= label_smoothing < 1:
+        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise ValueError(f"loss.label_smoothing must be in [0, 1), got {label_smoothing}; the paper has 0.1")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"loss.chunk_size is {chunk_size}: give 1 row or more, or null for all at once")
+        if not isinstance(skip_duplicates, bool):
+            raise ValueError(f"loss.skip_duplicates is {skip_duplicates!r}: give true or false")
+        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(f"loss.chunk_size is {chunk_size!r}: give 1 row or more, or null for all at once")
         self.label_smoothing, self.negatives = label_smoothing, negatives
         self.skip_duplicates, self.chunk_size = skip_duplicates, chunk_size
 
@@ -50,5 +52,5 @@ class Contrastive:
         if self.negatives == "gathered":
             images, texts = gather_rows(torch.cat([image, text], 1)).split(image.shape[1], 1)
             ids, first = gather_rows(ids) if ids is not None else None, rank() * len(image)
-        chunk_size = self.chunk_size if self.chunk_size and self.chunk_size < len(image) else None
+        chunk_size = self.chunk_size if self.chunk_size and self.chunk_size < len(images) else None
         return share_of_loss(images, texts, temperature, first, len(image), self.label_smoothing, ids, chunk_size)

@@ -26,12 +26,12 @@ class Split:
         unit = self.ranks * (self.group_size or 1)
         if self.batch_size < 1 or self.batch_size % self.ranks:
             raise ValueError(
-                f"data.batch_size is {self.batch_size:,} over all ranks, but there are {self.ranks} ranks (trainer."
+                f"data.batch_size is {self.batch_size:,} over all ranks, but there are {self._ranks} (trainer."
                 f"devices x trainer.num_nodes): make it a positive multiple of their number, {self._nearest(unit)}"
             )
         if self.local % (self.group_size or 1):
             raise ValueError(
-                f"data.batch_size={self.batch_size:,} over {self.ranks} ranks (trainer.devices) is {self.local:,} "
+                f"data.batch_size={self.batch_size:,} over {self._ranks} (trainer.devices) is {self.local:,} "
                 f"pairs each, not a multiple of the virtual batch of model.batch_norm.group_size={self.group_size} "
                 f"images: set {self._nearest(unit)}, or group_size to a divisor of {self.local:,}"
             )
@@ -54,9 +54,12 @@ class Split:
         return self.local // self.micro
 
     def __str__(self) -> str:
-        ranks = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         parts = f"{self.accumulation} micro-batch{'es' if self.accumulation > 1 else ''}"
-        return f"{self.batch_size:,} = {ranks} x {parts} x {self.micro:,} pairs"
+        return f"{self.batch_size:,} = {self._ranks} x {parts} x {self.micro:,} pairs"
+
+    @property
+    def _ranks(self) -> str:
+        return f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
 
     def _nearest(self, unit: int) -> str:
         """The multiples of `unit` around the batch size, as settings."""
@@ -69,9 +72,9 @@ class Split:
         around = [*(size for size in works if size < self.micro)][-1:] + [size for size in works if size > self.micro][
             :1
         ]
-        groups = f" and a multiple of model.batch_norm.group_size={self.group_size}" if self.group_size else ""
+        groups = f" and be a multiple of model.batch_norm.group_size={self.group_size}" if self.group_size else ""
         return (
             f"step.micro_batch is {self.micro_batch:,}; it must divide the {self.local:,} pairs of a rank (data.batch_"
-            f"size={self.batch_size:,} over {self.ranks} ranks, trainer.devices){groups}: set "
+            f"size={self.batch_size:,} over {self._ranks}, trainer.devices){groups}: set "
             f"{' or '.join(f'step.micro_batch={size}' for size in around)}"
         )

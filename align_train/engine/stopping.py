@@ -77,8 +77,8 @@ class StopOnNonFinite(L.Callback):
         self._keys = batch.keys
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Raise FloatingPointError with step, keys and remedy; all ranks do, since the loss has all ranks' rows."""
-        if torch.isfinite(loss):
+        """Raise FloatingPointError with step, keys and remedy, on all ranks where it is so on one."""
+        if not any_rank(not torch.isfinite(loss), loss.device):
             return
         shown = ", ".join(self._keys[:8]) + (" ..." if len(self._keys) > 8 else "")
         raise FloatingPointError(

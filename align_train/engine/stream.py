@@ -61,16 +61,21 @@ class StreamData(L.LightningDataModule):
         if self._saved:
             self._restore()
         share = Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions)
-        return Steps(self._loader(share), self._split.accumulation)
+        return Steps(self._loader(share), self.parts)
 
     def val_dataloader(self) -> EvaluationBatches | list[Any]:
         """Every validation pair, on every rank."""
         return EvaluationBatches(self.validation, self.preprocessing) if self.validation else []
 
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step on one rank."""
+        return self._split.accumulation
+
     def recalibration_pixels(self, batches: int, device: torch.device) -> Iterator[Tensor]:
-        """This rank's pixels of the first training batches, to measure batch-norm statistics on."""
+        """This rank's pixels of the first training batches, by micro-batches, to measure batch-norm statistics on."""
         loader = self._loader(Share(rank(), world_size(), max(self.workers, 1)))
-        return (batch.pixels.to(device) for batch in islice(loader, batches))
+        return (batch.pixels.to(device) for batch in islice(loader, batches * self.parts))
 
     def on_after_batch_transfer(self, batch: StepBatch | Batch, dataloader_index: int) -> StepBatch | Batch:
         """Note where the stream goes on, as a training batch is taken."""
