@@ -273,7 +273,3 @@ def test_a_cpu_is_measured_in_the_precision_of_the_run() -> None:
     assert 1e8 < peak.flops < 1e15
     single = measured(torch.device("cpu"), torch.float32, seconds=0.0)
     assert "float32" in single.source
-
-
-def test_utilisation_is_of_all_devices_together() -> None:
-    assert Peak(10.0, "").utilisation(flops=60.0, seconds=2.0, devices=4) == 0.75

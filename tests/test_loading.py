@@ -14,7 +14,7 @@ import torch
 from conftest import drawn_image
 from reading import NONE, SMALL, batches, order_of, pair_members, sources, write_tar
 
-from align_train.data import BatchPlans, Loader, PairReader, Reading
+from align_train.data import BatchPlans, Loader, PairReader, Reading, Steps
 from align_train.data.crew import Crew
 from align_train.data.loading import on_device
 from align_train.data.storage.cache import Cache
@@ -77,13 +77,25 @@ def test_a_shard_that_stalls_as_it_is_read_is_named(make_shards, monkeypatch, us
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long a worker may take to end
     folder = make_shards(16)
     tar, read = folder / "00000.tar", sources(pairs=folder)
-    plans = list(BatchPlans(order_of(read), 4, 0, 4))
+    plans = BatchPlans(order_of(read), 4, 0, 4)
+    planned = list(plans)
+    monkeypatch.setattr(BatchPlans, "__iter__", lambda plans: iter(planned))  # made while the tar was there
     tar.unlink()
     os.mkfifo(tar)
     loader = Loader(PairReader(read, SMALL, NONE), plans, workers, reading(use=use, stall_seconds=1.0))
     with pytest.raises(TimeoutError, match=r"no batch for 1 seconds: no answer from .*00000\.tar\. Check its disk"):
         list(loader)
     os.close(os.open(tar, os.O_RDWR | os.O_NONBLOCK))  # let the threads go
+
+
+@pytest.mark.parametrize(
+    ("workers", "prefetch", "parts", "expected"), [(1, 4, 1, 4), (1, 4, 8, 8), (3, 2, 8, 3), (0, 1, 8, 8)]
+)
+def test_at_least_a_step_is_read_ahead(make_shards, workers, prefetch, parts, expected):
+    read = sources(pairs=make_shards(16))
+    plans = BatchPlans(order_of(read), 8, 0, 4, parts=parts)
+    loader = Loader(PairReader(read, SMALL, NONE), plans, workers, reading(prefetch=prefetch))
+    assert loader._prefetch == expected
 
 
 def test_a_worker_that_dies_is_an_error(make_shards):
@@ -187,6 +199,23 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(make_shards, use):
         assert torch.equal(one.pixels, other.pixels.cpu())
         assert torch.equal(one.input_ids, other.input_ids.cpu())
         assert one.keys == other.keys
+
+
+def test_steps_measure_the_fetching_of_their_parts_and_not_their_use(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("align_train.data.loading.perf_counter", lambda: now[0])
+
+    def slow():
+        for name in range(5):
+            now[0] += 2.0
+            yield name
+
+    steps = Steps(slow(), parts=2)
+    waited = []
+    for step in steps:
+        waited.append((len(step.parts), steps.waited))
+        now[0] += 100.0
+    assert waited == [(2, 4.0), (2, 8.0), (1, 10.0)]
 
 
 def test_a_crew_passes_on_all_arguments():

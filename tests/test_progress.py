@@ -1,11 +1,17 @@
 """Speed, utilisation and memory of a run, and over which steps each number is."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from align_train.batch import Batch, StepBatch
+from align_train.data import Steps
 from align_train.engine.budget import Budget
 from align_train.engine.device_speed import Peak
 from align_train.engine.progress import Progress
@@ -26,13 +32,15 @@ class Clock:
         return self.now
 
 
-def stepped(throughput: Throughput, waiting: float, working: float, pairs: int = 8, flops: float = 100.0) -> None:
+def stepped(
+    throughput: Throughput, waiting: float, working: float, flops: float = 100.0, devices: int = 1, peak: Peak = PEAK
+) -> None:
     clock = throughput.clock
     assert isinstance(clock, Clock)
     clock.now += waiting
-    throughput.batch_is_here()
+    throughput.batch_is_here(waiting)
     clock.now += working
-    throughput.step_is_done(pairs, flops)
+    throughput.step_is_done(8, flops, devices, peak)
 
 
 def begun(state: dict[str, Any] | None = None) -> Throughput:
@@ -45,30 +53,30 @@ def begun(state: dict[str, Any] | None = None) -> Throughput:
 
 def test_the_first_step_is_kept_out_of_the_speed() -> None:
     throughput = begun()
-    stepped(throughput, 50.0, 50.0)
+    stepped(throughput, 50.0, 50.0, devices=2)
     for _ in range(4):
-        stepped(throughput, 0.5, 1.5)
-    assert throughput.first == Spent(8, 100.0, 100.0, 50.0)
-    rates = throughput.of_run(devices=2, peak=PEAK)
+        stepped(throughput, 0.5, 1.5, devices=2)
+    assert throughput.first == Spent(8, 100.0, 100.0, 50.0, 200.0, 10000.0)
+    rates = throughput.of_run()
     assert rates == {
         "images_per_second": 4.0,
         "images_per_second_per_device": 2.0,
         "model_flop_utilisation": 0.5,
         "data_wait_share": 0.25,
     }
-    assert throughput.of_window(2, PEAK) == rates
-    assert throughput.total == Spent(40, 500.0, 108.0, 52.0)
+    assert throughput.of_window() == rates
+    assert throughput.total == Spent(40, 500.0, 108.0, 52.0, 216.0, 10800.0)
 
 
 def test_a_window_is_the_steps_since_the_last() -> None:
     throughput = begun()
     stepped(throughput, 0.0, 10.0)
-    assert throughput.of_window(1, None)["images_per_second"] == 0.8  # nothing else is known yet
+    assert throughput.of_window()["images_per_second"] == 0.8  # nothing else is known yet
     stepped(throughput, 0.0, 1.0)
-    assert throughput.of_window(1, None)["images_per_second"] == 8.0
+    assert throughput.of_window()["images_per_second"] == 8.0
     stepped(throughput, 0.0, 2.0)
-    assert throughput.of_window(1, None)["images_per_second"] == 4.0
-    assert throughput.of_run(1, None)["images_per_second"] == pytest.approx(16 / 3)
+    assert throughput.of_window()["images_per_second"] == 4.0
+    assert throughput.of_run()["images_per_second"] == pytest.approx(16 / 3)
 
 
 def test_a_validation_is_no_step() -> None:
@@ -78,7 +86,21 @@ def test_a_validation_is_no_step() -> None:
     throughput.go_on()
     stepped(throughput, 1.0, 1.0)
     assert throughput.total.seconds == 3.0
-    assert throughput.steady == Spent(8, 100.0, 2.0, 1.0)
+    assert throughput.steady == Spent(8, 100.0, 2.0, 1.0, 2.0, 100.0)
+
+
+def test_what_is_neither_waiting_nor_a_save_is_the_steps() -> None:
+    throughput = begun()
+    stepped(throughput, 0.0, 1.0)
+    for _ in range(2):
+        throughput.clock.now += 1.0  # type: ignore[attr-defined] # such as waiting for other ranks
+        stepped(throughput, 1.0, 2.0)
+    assert throughput.steady == Spent(16, 200.0, 8.0, 2.0, 8.0, 400.0)
+    throughput.saving()
+    for _ in range(2):  # the save is before the first of them alone
+        throughput.clock.now += 1.0  # type: ignore[attr-defined]
+        stepped(throughput, 1.0, 2.0)
+    assert throughput.steady == Spent(32, 400.0, 15.0, 4.0, 15.0, 750.0)
 
 
 def test_totals_survive_a_resume_and_its_first_step_is_kept_apart_too() -> None:
@@ -88,25 +110,41 @@ def test_totals_survive_a_resume_and_its_first_step_is_kept_apart_too() -> None:
     after = begun(before.state())
     for seconds in (60.0, 1.0):
         stepped(after, 0.0, seconds)
-    assert after.total == Spent(40, 500.0, 93.0, 0.0)
-    assert after.of_run(1, PEAK)["images_per_second"] == 8.0
-    assert after.of_run(1, PEAK)["model_flop_utilisation"] == 2.0
+    assert after.total == Spent(40, 500.0, 93.0, 0.0, 93.0, 4650.0)
+    assert after.of_run()["images_per_second"] == 8.0
+    assert after.of_run()["model_flop_utilisation"] == 2.0
     assert after.first is not None
     assert after.first.seconds == 60.0
 
 
+def test_after_a_resume_on_other_devices_each_part_counts_with_its_own() -> None:
+    before = begun()
+    for seconds in (30.0, 10.0):
+        stepped(before, 0.0, seconds, flops=1000.0, devices=8)  # possible: 4000
+    after = begun(before.state())
+    for seconds in (60.0, 2.0):
+        stepped(after, 0.0, seconds, flops=200.0, devices=1, peak=Peak(1000.0, "another"))  # possible: 2000
+    rates = after.of_run()
+    assert rates["images_per_second"] == pytest.approx(16 / 12)
+    assert rates["images_per_second_per_device"] == pytest.approx(16 / 82)
+    assert rates["model_flop_utilisation"] == pytest.approx(1200 / 6000)
+
+
 def test_a_run_of_one_step_has_its_speed() -> None:
     throughput = begun()
-    assert throughput.of_run(1, PEAK) == {}
+    assert throughput.of_run() == {}
     stepped(throughput, 0.0, 2.0)
-    assert throughput.of_run(1, PEAK)["images_per_second"] == 4.0
+    assert throughput.of_run()["images_per_second"] == 4.0
 
 
-def test_without_a_cost_there_is_no_utilisation() -> None:
-    throughput = begun()
-    stepped(throughput, 0.0, 2.0, flops=0.0)
-    assert "model_flop_utilisation" not in throughput.of_run(1, PEAK)
-    assert "model_flop_utilisation" not in Spent(1, 1.0, 1.0).rates(1, None)
+def test_without_a_cost_or_a_peak_there_is_no_utilisation() -> None:
+    without_cost, without_peak = begun(), begun()
+    stepped(without_cost, 0.0, 2.0, flops=0.0)
+    without_peak.clock.now += 2.0  # type: ignore[attr-defined]
+    without_peak.step_is_done(8, 100.0, 1, None)
+    for throughput in (without_cost, without_peak):
+        assert throughput.of_run()["images_per_second_per_device"] == 4.0
+        assert "model_flop_utilisation" not in throughput.of_run()
 
 
 def test_peak_memory_counts_what_was_given_back() -> None:
@@ -136,6 +174,7 @@ def progress_over(steps: int, budget: Budget | None, state: dict[str, Any] | Non
     trainer: Any = SimpleNamespace(
         max_steps=steps,
         global_step=0,
+        train_dataloader=Steps([]),
         log_every_n_steps=1,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         datamodule=SimpleNamespace(metrics=lambda: {"effective_epochs/x": 0.5}),
@@ -186,3 +225,69 @@ def test_counts_go_on_after_a_resume() -> None:
     facts = progress_over(2, budget(), state)[0].facts()
     assert facts["model_flops"] == 5 * 280
     assert (facts["pairs_seen"], facts["bytes_read"], facts["dropped"]) == (10, 5000, {"corrupt_image": 5})
+
+
+def test_pairs_and_flops_are_those_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align_train.engine.progress.world_size", lambda: 3)
+    facts = progress_over(3, budget())[0].facts()
+    assert facts["model_flops"] == 3 * 3 * 280
+    assert facts["pairs_seen"] == 3 * 3 * 2
+    assert facts["images_per_second"] == pytest.approx(3 * facts["images_per_second_per_device"])
+    assert facts["model_flop_utilisation"] == pytest.approx(facts["images_per_second_per_device"] * 140)
+
+
+class Pairs(L.LightningDataModule):
+    """Steps of 4 micro-batches of one pair each; fetching one takes 0.5 seconds of `clock`."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def train_dataloader(self) -> Steps:
+        return Steps(self, 4)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for name in range(5 * 4):
+            self.clock.now += 0.5
+            one = torch.zeros(1, 2, dtype=torch.int64)
+            yield Batch(torch.zeros(1, 3, 4, 4), one, one, (str(name),), torch.tensor([2]), one)
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
+class Trained(L.LightningModule):
+    """A step takes 6 seconds of `clock`, and a save 100."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.weight = clock, torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: StepBatch, index: int) -> torch.Tensor:
+        self.clock.now += 6.0
+        self.log_dict({"loss": self.weight, "temperature": self.weight})
+        return self.weight * 1.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.clock.now += 100.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_with_lightning_waiting_is_fetching_and_a_save_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, progress = Clock(), Progress()
+    monkeypatch.setattr("align_train.data.loading.perf_counter", clock)
+    progress.throughput.clock = clock
+    save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    trainer = L.Trainer(
+        max_steps=4, callbacks=[progress, save], accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Trained(clock), datamodule=Pairs(clock))
+    assert clock.now == 5 * 2 + 4 * 6 + 4 * 100  # one more is fetched, before training starts
+    assert progress.throughput.total == Spent(16, 0.0, 4 * 8.0, 4 * 2.0, 4 * 8.0)
+    assert progress.facts()["data_wait_share"] == 0.25
+    assert progress.facts()["images_per_second"] == 0.5

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Reading:
 
     Attributes:
         use: `processes` or `threads` as workers.
-        prefetch: batches that each worker reads ahead.
+        prefetch: (micro-)batches that each worker reads ahead; all together at least what a step takes.
         keep_decoded: images that each worker keeps in memory, decoded and resized; 3 x resize^2 bytes each.
         scaled_decoding: read JPEG at 1/2, 1/4 or 1/8 where that still is as large as needed.
         stall_seconds: without an answer, until a source is given up and named.
@@ -105,7 +106,7 @@ class Loader:
 
         waiting: deque[Future[Batch]] = deque()
         plans = iter(self.plans)
-        ahead = self.workers * self.reading.prefetch
+        ahead = self.workers * self._prefetch
         try:
             while True:
                 for plan in islice(plans, ahead + 1 - len(waiting)):
@@ -127,7 +128,7 @@ class Loader:
             num_workers=self.workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type] # with batch_size=None it gets what the reader made
             pin_memory=self.device is not None,
-            prefetch_factor=self.reading.prefetch,
+            prefetch_factor=self._prefetch,
             timeout=self.reading.stall_seconds,
             worker_init_fn=_Begin(self._at_work),
         )
@@ -139,6 +140,11 @@ class Loader:
             raise self._stalled() if "timed out" in str(error) else error from None
         finally:
             batches._shutdown_workers()  # type: ignore[attr-defined] # after an error they would wait to be collected
+
+    @property
+    def _prefetch(self) -> int:
+        """Batches that each worker reads ahead: all together at least what the next step takes."""
+        return max(self.reading.prefetch, -(-self.plans.parts // max(self.workers, 1)))
 
     def _reader(self, worker: int) -> PairReader:
         reader = copy.copy(self.reader)
@@ -160,15 +166,25 @@ class Steps:
     Args:
         batches: micro-batches, of all steps in turn.
         parts: how many make a step.
+
+    Attributes:
+        waited: seconds spent in fetching so far; it only grows.
     """
 
     def __init__(self, batches: Iterable[Batch], parts: int = 1) -> None:
         self.batches, self.parts = batches, parts
+        self.waited = 0.0
 
     def __iter__(self) -> Iterator[StepBatch]:
         coming = iter(self.batches)
-        while parts := list(islice(coming, self.parts)):
+        while parts := self._fetched(coming):
             yield StepBatch(parts)
+
+    def _fetched(self, coming: Iterator[Batch]) -> list[Batch]:
+        asked = perf_counter()
+        parts = list(islice(coming, self.parts))
+        self.waited += perf_counter() - asked
+        return parts
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -42,10 +42,6 @@ class Peak:
     flops: float
     source: str
 
-    def utilisation(self, flops: float, seconds: float, devices: int) -> float:
-        """Share of the peak that `devices` reached together (model FLOP utilisation, arXiv 2204.02311)."""
-        return flops / seconds / (devices * self.flops)
-
 
 def peak_of(device: torch.device, precision: str = "32-true") -> Peak:
     """The peak of a device in one of Lightning's precisions: published where it is known, else measured."""

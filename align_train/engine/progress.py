@@ -23,7 +23,9 @@ class Progress(L.Callback):
 
     In metrics.csv, rates (images/s, data-wait share, model FLOP utilisation) are of the steps since the row before. The
     first step of a process, with start-up and compilation, is not among them, unless it is the only one. In
-    result.json, they are of all steps but these first ones; `training_seconds` is of all steps. `first_step_seconds`
+    result.json, they are of all steps but these first ones; `training_seconds` is of all steps. Waiting for data is
+    what `data.Steps` measures where it fetches. All else from the end of one step to that of the next is the step's,
+    but for validation and the saving of checkpoints, which are in none of these numbers. `first_step_seconds`
     is of the process that ended the run, `peak_memory_gb` (1e9 bytes) the most that any rank of it has held: of
     tensors on a GPU, else of the process. Where the output is no terminal (a SLURM log), a line every `every_seconds`
     instead of a bar.
@@ -39,7 +41,7 @@ class Progress(L.Callback):
         self.throughput = Throughput()
         self._budget, self._every = budget or Budget(), every_seconds
         self._bar: tqdm | None = None
-        self._said_at = 0.0
+        self._said_at = self._waited = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the bar, at the step that training goes on from."""
@@ -53,13 +55,15 @@ class Progress(L.Callback):
             dynamic_ncols=sys.stderr.isatty(),
         )
         self._said_at = time.perf_counter()
+        self._waited = trainer.train_dataloader.waited
         self.throughput.go_on()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
     ) -> None:
-        """The batch is here: what went by since the last one was waiting."""
-        self.throughput.batch_is_here()
+        """Take what was waited since the last one. It was for a later batch: Lightning fetches one ahead."""
+        before, self._waited = self._waited, trainer.train_dataloader.waited
+        self.throughput.batch_is_here(self._waited - before)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
@@ -67,7 +71,8 @@ class Progress(L.Callback):
         """Count, and every few steps measure the speed and log it."""
         # captions of other ranks are taken to be as long as those of this one, pair for pair
         flops = self._budget.cost.pairs(batch.lengths) if self._budget.cost else 0.0
-        self.throughput.step_is_done(len(batch) * world_size(), flops * world_size())
+        ranks = world_size()
+        self.throughput.step_is_done(len(batch) * ranks, flops * ranks, ranks, self._budget.peak)
         self.bytes += batch.bytes
         self.dropped.update(batch.dropped)
         if trainer.global_step % trainer.log_every_n_steps == 0 or trainer.global_step == trainer.max_steps:
@@ -80,6 +85,10 @@ class Progress(L.Callback):
         """Time spent on validation is neither training nor waiting."""
         self.throughput.go_on()
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Nor is the time of a save."""
+        self.throughput.saving()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar, and say what was dropped."""
         if self._bar is not None:
@@ -91,7 +100,7 @@ class Progress(L.Callback):
     def facts(self) -> dict[str, Any]:
         """Totals for result.json, None where unknown; on the first rank, after training."""
         total, first = self.throughput.total, self.throughput.first
-        rates = self.throughput.of_run(world_size(), self._budget.peak)
+        rates = self.throughput.of_run()
         names = ("images_per_second", "images_per_second_per_device", "data_wait_share", "model_flop_utilisation")
         return {
             "pairs_read": total.pairs + self.dropped.total(),
@@ -129,7 +138,7 @@ class Progress(L.Callback):
         self.memory = max(gather_objects(peak_memory(trainer.strategy.root_device)))
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        rates = self.throughput.of_window(world_size(), self._budget.peak)
+        rates = self.throughput.of_window()
         self._collect(trainer)
         pairs, lost = self.throughput.total.pairs, self.dropped.total()
         metrics = rates | {"pairs_seen": float(pairs), "pairs_read": float(pairs + lost)}

@@ -78,9 +78,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         if group_size is not None and group_size < 1:
-            raise ValueError(
-                f"model.batch_norm.group_size is {group_size}: give 1 image or more (16 in the reference)"
-            )
+            raise ValueError(f"model.batch_norm.group_size is {group_size}: give 1 image or more (16 in the reference)")
         self.group_size = group_size
         # sums of means and variances, and of how many; no part of the state dict, which stays nn.BatchNorm2d's
         self.register_buffer("pending", torch.zeros(2 * num_features + 1), persistent=False)
