@@ -14,7 +14,7 @@ from align_train.batch import Batch, StepBatch
 from align_train.data import Steps
 from align_train.engine.budget import Budget
 from align_train.engine.device_speed import Peak
-from align_train.engine.progress import Progress
+from align_train.engine.progress import Progress, told_rates
 from align_train.engine.throughput import Spent, Throughput, peak_memory
 from align_train.models.cost import Cost
 from align_train.records import Tally
@@ -291,3 +291,10 @@ def test_with_lightning_waiting_is_fetching_and_a_save_is_nothing(
     assert progress.throughput.total == Spent(16, 0.0, 4 * 8.0, 4 * 2.0, 4 * 8.0)
     assert progress.facts()["data_wait_share"] == 0.25
     assert progress.facts()["images_per_second"] == 0.5
+
+
+def test_the_bar_tells_what_is_known() -> None:
+    rates = {"images_per_second": 120.4, "images_per_second_per_device": 15.05, "data_wait_share": 0.031}
+    assert told_rates(rates) == "120 images/s (15 a device), waiting 3 %"
+    alone = {**rates, "images_per_second_per_device": 120.4, "model_flop_utilisation": 0.412}
+    assert told_rates(alone) == "120 images/s, waiting 3 %, MFU 41 %"

@@ -4,6 +4,7 @@ import io
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -150,7 +151,13 @@ class Progress(L.Callback):
         pl_module.log_dict(metrics)
         if self._bar is not None:
             loss, temperature = (trainer.callback_metrics[name].item() for name in ("loss", "temperature"))
-            shown = f"loss {loss:.3f}, temperature {temperature:.4f}, {rates['images_per_second']:.0f} images/s"
-            if share := rates.get("model_flop_utilisation"):
-                shown += f", MFU {share:.0%}"
-            self._bar.set_postfix_str(shown, refresh=False)
+            shown = f"loss {loss:.3f}, temperature {temperature:.4f}, {told_rates(rates)}"
+            self._bar.set_postfix_str(f"{shown}, {self.memory / 1e9:.3g} GB", refresh=False)
+
+
+def told_rates(rates: Mapping[str, float]) -> str:
+    """`120 images/s (15 a device), waiting 3 %, MFU 41 %`, of what is known."""
+    speed, each = rates["images_per_second"], rates["images_per_second_per_device"]
+    told = f"{speed:.0f} images/s" + (f" ({each:.0f} a device)" if round(each) != round(speed) else "")
+    told += f", waiting {100 * rates['data_wait_share']:.0f} %"
+    return told + (f", MFU {100 * rates['model_flop_utilisation']:.0f} %" if "model_flop_utilisation" in rates else "")
