@@ -1,11 +1,9 @@
 """`align-train doctor`: check what training would read, without training."""
 
 import json
-import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +26,7 @@ from align_train.data.inspection.sources import (
     open_shards,
 )
 from align_train.data.inspection.verdict import Findings, epochs, faults, notes
+from align_train.data.opening import counted_not_told
 from align_train.files import atomic_write
 from align_train.records import Preprocessing
 
@@ -95,18 +94,6 @@ def check_settings(config: DictConfig) -> None:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
     if isinstance(config.seconds, bool) or not isinstance(config.seconds, int | float) or not config.seconds > 0:
         raise ValueError(f"seconds is {config.seconds!r}; give a time over 0")
-
-
-@contextmanager
-def counted_not_told() -> Iterator[None]:
-    """Without a line in the log for every broken pair and shard: the report has them all."""
-    log = logging.getLogger("align_train.data")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def examine(source: Source, sampling: Sampling, config: DictConfig) -> Look:

@@ -1,13 +1,11 @@
 """How many pairs an epoch has, without opening every shard."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from align_train.data.opening import Opener
+from align_train.data.opening import Opener, counted_not_told
 from align_train.data.sources import Source
 from align_train.data.storage.addresses import is_remote
 from align_train.data.windows import OrderSettings
@@ -50,7 +48,7 @@ def _count(source: Source, most: int) -> Epoch | None:
     chosen = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)
     wanted = [list(numbers.values())[place] for place in chosen]
     try:
-        with _untold():
+        with counted_not_told():  # they are told of when training comes to them
             opened = Opener([source], max_quarantined=1.0).open(wanted)
     except (ValueError, OSError):
         return None  # training will stop with it, and say so
@@ -58,15 +56,3 @@ def _count(source: Source, most: int) -> Epoch | None:
     if len(numbers) > most:
         return Epoch(round(sum(found.values()) / len(chosen) * len(source.shards)), False)
     return Epoch(sum(found.get(shard.address, 0) for shard in source.shards), True)
-
-
-@contextmanager
-def _untold() -> Iterator[None]:
-    """Broken shards are told of when training comes to them."""
-    log = logging.getLogger("align_train.data")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
