@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch._dynamo
 from conftest import small_text
+from test_models import small
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from align_train.models import Align, build_align, compile_towers, compiling, recalibrate
+from align_train.models import Align, compile_towers, compiling, recalibrate
 from align_train.models.batch_norm import hold_statistics
 from align_train.models.repairs import repair_checkpointing
 
@@ -23,15 +24,7 @@ LENGTHS = [7, 3, 16, 5, 12, 3, 9, 4]
 
 def model(positions: int = 64) -> Align:
     """EfficientNet's first three blocks, which are of three kinds, and a layer of BERT, without dropout."""
-    torch.manual_seed(0)
-    built = build_align(
-        vision={"width": 0.1, "depth": 1.0, "stochastic_depth": 0.0, "channels_last": True},
-        text={**small_text(layers=1), "positions": positions},
-        batch_norm={"statistics": "virtual", "group_size": 4, "momentum": 0.01},
-        temperature={"start": 1.0, "lower": 0.01, "upper": 10.0},
-        preprocessing={"resize": 40, "crop": 33, "antialias": False, "max_tokens": 16},
-        projection_dim=32,
-    )
+    built = small(text={**small_text(layers=1), "positions": positions})
     del built.vision_model.encoder.blocks[3:]
     return built.double()
 

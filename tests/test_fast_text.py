@@ -1,34 +1,16 @@
 """The text tower whose last layer computes [CLS] alone, against the one that computes all positions."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
-from conftest import small_text
+from test_text_chunks import model as tower
 from torch import Tensor
 from transformers.models.align.modeling_align import AlignTextAttention, AlignTextSelfAttention
 
-from align_train.models import Align, build_align
+from align_train.models import Align
 
 PADDING = pytest.mark.parametrize("lengths", [[7, 3, 16, 5, 12], [9] * 5], ids=["padded", "unpadded"])
-
-
-def tower(dropout: float = 0.0, **changes: Any) -> Align:
-    torch.manual_seed(0)
-    built = build_align(
-        vision={"width": 0.1, "depth": 0.1, "stochastic_depth": 0.0, "channels_last": False},
-        text={**small_text(layers=2), "dropout": dropout},
-        batch_norm={"statistics": "batch", "group_size": 4, "momentum": 0.01},
-        temperature={"start": 1.0, "lower": 0.01, "upper": 10.0},
-        preprocessing={"resize": 40, "crop": 33, "antialias": False, "max_tokens": 16},
-        projection_dim=32,
-        **changes,
-    )
-    with torch.no_grad():  # BERT's start values are too small to tell tokens from each other
-        for weight in built.text_model.parameters():
-            weight.add_(torch.randn_like(weight), alpha=0.1)
-    return built.double().train()
 
 
 def unrepaired(model: Align) -> Align:

@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small_text
+from test_models import small
 from torch import Tensor, nn
 from transformers.models.align.modeling_align import AlignVisionDepthwiseConv2d, AlignVisionSqueezeExciteLayer
 
 from align_train.engine import host_memory
-from align_train.models import Align, build_align
+from align_train.models import Align
 from align_train.models.fast_vision import (
     input_gradient,
     repair_depthwise_gradient,
@@ -34,12 +35,11 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def tower() -> Align:
     """A model whose two parts are transformers' own again."""
-    model = build_align(
-        vision={"width": 0.2, "depth": 0.5, "stochastic_depth": 0.0, "channels_last": True},
+    model = small(
+        vision={"width": 0.2, "depth": 0.5},
         text=small_text(layers=1),
-        batch_norm={"statistics": "virtual", "group_size": 2, "momentum": 0.01},
-        temperature={"start": 1.0, "lower": 0.01, "upper": 10.0},
-        preprocessing={"resize": 80, "crop": 65, "antialias": False, "max_tokens": 64},
+        batch_norm={"group_size": 2},
+        preprocessing={"resize": 80, "crop": 65, "max_tokens": 64},
         projection_dim=64,
     )
     for layer in model.modules():

@@ -1,27 +1,22 @@
 """The text tower on length-sorted chunks: the numbers and gradients of one call, on fewer token columns."""
 
+from typing import Any
+
 import pytest
 import torch
-from conftest import small_text
+from test_models import small
 from torch import Tensor
 
-from align_train.models import Align, build_align
+from align_train.models import Align
 from align_train.models.length_chunks import in_length_chunks
 
 LENGTHS = [7, 3, 16, 5, 12, 3, 9, 4, 16, 6, 11]
 
 
-def model() -> Align:
-    torch.manual_seed(0)
-    built = build_align(
-        vision={"width": 0.1, "depth": 0.1, "stochastic_depth": 0.0, "channels_last": False},
-        text=small_text(layers=2),
-        batch_norm={"statistics": "batch", "group_size": 4, "momentum": 0.01},
-        temperature={"start": 1.0, "lower": 0.01, "upper": 10.0},
-        preprocessing={"resize": 40, "crop": 33, "antialias": False, "max_tokens": 16},
-        projection_dim=32,
-    )
-    with torch.no_grad():  # BERT's start values are too small to tell tokens from each other
+def model(dropout: float = 0.0, **changes: Any) -> Align:
+    """A small model in float64 whose text tower tells tokens from each other."""
+    built = small(vision={"depth": 0.1}, text={"dropout": dropout}, batch_norm={"statistics": "batch"}, **changes)
+    with torch.no_grad():  # BERT's start values are too small for that
         for weight in built.text_model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
     return built.double().train()
