@@ -254,7 +254,7 @@ class BadServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.hits, self.at_once, self.most_at_once, self.connections = Counter(), 0, 0, 0
         self.headers, self.wrap = {}, lambda plain: plain
-        self.stopping, self._lock, self._sockets = threading.Event(), threading.Lock(), set()
+        self.stopping, self._lock, self._sockets = threading.Event(), threading.Condition(), set()
 
     def server_bind(self):
         TCPServer.server_bind(self)  # HTTPServer's would look up the name of this machine
@@ -265,7 +265,13 @@ class BadServer(ThreadingHTTPServer):
             self.hits[path] += 1
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+            self._lock.notify_all()
         return self
+
+    def wait_for(self, paths):
+        """Until each of the paths has been asked for."""
+        with self._lock:
+            assert self._lock.wait_for(lambda: paths <= self.hits.keys(), timeout=60), paths - self.hits.keys()
 
     def pause(self):
         """Answers a hundred other requests, which are not counted: time for many more, were they not held back."""

@@ -124,6 +124,8 @@ def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_fetched_twice
     job, done = halted
     process = start_job(start, job)
     gate.wait(2)  # both workers are in the middle of a task
+    again = {f"/{'gated' if n in (7, 10) else 'ok'}/{n}.jpg" for n in range(6, 12)}
+    bad_server.wait_for(again)  # and have asked for all of it
     assert len(workers(process)) == 2
     if everyone:
         os.killpg(process.pid, signal.SIGKILL)
@@ -138,7 +140,6 @@ def test_killed_in_the_middle_and_started_again_nothing_is_lost_or_fetched_twice
     gate.open.set()
     assert ended(start_job(start, job))[0] == 0 if everyone else run_here(job)
     assert state(job) == done
-    again = {f"/{'gated' if n in (7, 10) else 'ok'}/{n}.jpg" for n in range(6, 12)}
     assert {path for path, hits in bad_server.hits.items() if hits == 2} == again & {*bad_server.hits}
     assert bad_server.hits.total() <= 17 + 6
 
