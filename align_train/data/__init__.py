@@ -3,6 +3,7 @@
 from align_train.data.batches import BatchPlan, BatchPlans
 from align_train.data.evaluation import EvaluationBatches
 from align_train.data.images import Augmentation
+from align_train.data.inputs import AlignInputs, Inputs
 from align_train.data.loading import Loader, Reading, Steps
 from align_train.data.opening import Opener
 from align_train.data.order import Order
@@ -15,12 +16,14 @@ from align_train.data.tokens import load_tokenizer
 from align_train.data.windows import OrderSettings
 
 __all__ = [
+    "AlignInputs",
     "Augmentation",
     "BatchPlan",
     "BatchPlans",
     "Cache",
     "Collate",
     "EvaluationBatches",
+    "Inputs",
     "Loader",
     "Opener",
     "Order",

@@ -1,0 +1,98 @@
+"""What every test set must be, whoever reads it; what is wrong is told with names and counts before any work."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from align_train.data.testsets.sets import CaptionedImages, Images, LabelledImages
+from align_train.records import Tally
+
+log = logging.getLogger(__name__)
+SHOWN = 5  # names in a message
+
+
+def listed(names: Sequence[object]) -> str:
+    """The first five names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(map(str, names[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def refuse(source: object, names: Sequence[object], total: int, problem: str, remedy: str) -> None:
+    """A ValueError if there are names: `SOURCE: 2 of 10 PROBLEM: a, b. REMEDY`."""
+    if names:
+        raise ValueError(f"{source}: {len(names):,} of {total:,} {problem}: {listed(names)}. {remedy}")
+
+
+def captioned(
+    source: object, name: str, images: Images, captions: Sequence[Sequence[str]], dropped: Tally | None = None
+) -> CaptionedImages:
+    """A set of N images from the captions of each, without white space at their ends.
+
+    Raises:
+        ValueError: no image, two of one name, one without captions, or an empty caption.
+    """
+    keys = images.keys
+    _some(source, keys, dropped)
+    _unique(source, keys)
+    stripped = [[text.strip() for text in texts] for texts in captions]
+    total = len(keys)
+    bare = [key for key, texts in zip(keys, stripped, strict=True) if not texts]
+    refuse(source, bare, total, "images have no caption", "Write one for each, or take them out")
+    empty = [key for key, texts in zip(keys, stripped, strict=True) if not all(texts)]
+    refuse(source, empty, total, "images have an empty caption", "Write it, or take it out")
+    _tell(source, total, dropped)
+    owners = torch.tensor([number for number, texts in enumerate(stripped) for _ in texts])
+    return CaptionedImages(name, images, [text for texts in stripped for text in texts], owners, dropped or Tally())
+
+
+def labelled(
+    source: object,
+    name: str,
+    images: Images,
+    labels: Sequence[int],
+    classes: Sequence[str],
+    allow_empty: bool = False,
+    dropped: Tally | None = None,
+) -> LabelledImages:
+    """A set of N images from the number of the class of each.
+
+    Raises:
+        ValueError: no image, two of one name, a label that is no class's, one class only, or, unless `allow_empty`,
+            classes without images.
+    """
+    _some(source, images.keys, dropped)
+    _unique(source, images.keys)
+    outside = [
+        f"{key} ({label})" for key, label in zip(images.keys, labels, strict=True) if not 0 <= label < len(classes)
+    ]
+    remedy = f"The {len(classes):,} classes are numbered 0 to {len(classes) - 1:,}: name the list that is meant"
+    refuse(source, outside, len(labels), "images have a label outside the class list", remedy)
+    if len(set(labels)) < 2:
+        raise ValueError(
+            f"{source}: all {len(labels):,} images are of one class, {classes[labels[0]]!r}, so there is nothing to "
+            "tell apart: name a set of two classes or more"
+        )
+    present = set(labels)
+    empty = [each for number, each in enumerate(classes) if number not in present]
+    remedy = "Add images, take the classes out, or set allow_empty=true to keep them as wrong answers"
+    refuse(source, [] if allow_empty else empty, len(classes), "classes have no image", remedy)
+    _tell(source, len(labels), dropped)
+    return LabelledImages(name, images, torch.tensor(labels), tuple(classes), dropped or Tally())
+
+
+def _some(source: object, keys: Sequence[str], dropped: Tally | None) -> None:
+    if not keys:
+        why = f" ({dropped.described()})" if dropped else ""
+        raise ValueError(f"{source}: there is no image that could be used{why}: check that it is the set that is meant")
+
+
+def _unique(source: object, keys: Sequence[str]) -> None:
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    refuse(source, twice, len(set(keys)), "image names come more than once", "Name each image once")
+
+
+def _tell(source: object, total: int, dropped: Tally | None) -> None:
+    if dropped:
+        log.warning("%s: left out %s; %s images remain", source, dropped.described(), f"{total:,}")
