@@ -1,0 +1,7 @@
+"""The report of a run: what was measured, how, and beside what others have published."""
+
+from align_train.evaluation.report.comparison import Row, comparison, comparison_text
+from align_train.evaluation.report.scores import scores_text
+from align_train.evaluation.report.writing import write_report
+
+__all__ = ["Row", "comparison", "comparison_text", "scores_text", "write_report"]
