@@ -4,8 +4,8 @@ Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
 import warnings
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -95,6 +95,25 @@ def gather_objects(value: T) -> list[T]:
     if world_size() > 1:
         dist.all_gather_object(parts, value)
     return parts
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """What `work` gives here; a ValueError or OSError on one rank is one on all, before any waits for the others."""
+    if world_size() == 1:
+        return work()
+    result, error = None, None
+    try:
+        result = work()
+    except (ValueError, OSError) as problem:
+        error = problem
+    if failed := [each for each in gather_objects(error) if each is not None]:
+        raise failed[0]
+    return cast(T, result)
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """What `work`, done on rank 0 alone, gives, on all ranks; it must pickle. Errors as in `on_all_ranks`."""
+    return cast(T, gather_objects(on_all_ranks(lambda: work() if rank() == 0 else None))[0])
 
 
 def gather_counts(counts: dict[str, int]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_method, instantiate
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.hydra_app import check_complete
 from align_train.corpus.coyo import SCHEMA
@@ -21,7 +21,6 @@ from align_train.corpus.select import Resources
 from align_train.corpus.select.plan import Plan
 from align_train.corpus.stream import CoyoStream
 from align_train.data import Augmentation
-from align_train.evaluation import Retrieval
 from align_train.models import Align, build
 from align_train.shipped import config_folder
 
@@ -86,9 +85,20 @@ def test_every_logger_instantiates(name: str, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", options("exams"))
 def test_every_exam_instantiates(name: str) -> None:
-    given = ["exams.pairs.shards=x"] if name == "shards" else []
-    exams = composed("evaluate", f"exams={name}", "folder=x", *given).exams
-    assert all(isinstance(instantiate(node, _convert_="all"), Retrieval) for node in exams.values())
+    exams = composed("evaluate", f"exams=[{name}]", "folder=x", "checkpoint=x")
+    for key in OmegaConf.missing_keys(exams):
+        OmegaConf.update(exams, key, "given")
+    for node in exams.exams.values():
+        exam = instantiate(node, _convert_="all")
+        assert callable(exam.take)
+        sources = [getattr(exam, field) for field in ("data", "train", "test") if hasattr(exam, field)]
+        assert all(callable(source.open) for source in sources)
+
+
+def test_exams_come_together() -> None:
+    exams = composed("train", "exams=[retrieval_sample,health_sample]", "folder=x").exams
+    assert list(exams) == ["unseen_rendering", "unseen_rendering_no_flags", "unseen_concept", "health"]
+    assert composed("train", "exams=none", "folder=x").exams == {}
 
 
 @pytest.mark.parametrize("name", options("data"))

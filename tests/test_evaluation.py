@@ -1,18 +1,27 @@
-"""The retrieval exam on models whose score is known, its table, and the contact sheet."""
+"""Embedding in any split, embeddings kept and used again, the retrieval exam, and the contact sheet."""
 
 import hashlib
-import re
+import json
+import os
+import socket
+import sys
+import threading
 
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import drawn_pair
+import torch.distributed as dist
+from conftest import drawn_pair, small_text
 from PIL import Image
+from test_models import small
 
-from align_train.data import find_shards, load_tokenizer
+from align_train.data import AlignInputs, find_shards, load_tokenizer
 from align_train.data.images import pixels_of
-from align_train.evaluation import Embeddings, Retrieval, contact_sheet, embed, table
+from align_train.data.testsets import CaptionedImages, ShardPairs
+from align_train.distributed import on_all_ranks, on_rank_zero
+from align_train.evaluation import EmbeddingFolder, Encoder, Encoding, Retrieval, contact_sheet, reading
 from align_train.evaluation.contact_sheet import GAP, RIGHT, TEXT_WIDTH, TILE, WRONG
-from align_train.evaluation.retrieval import excluded_keys
+from align_train.evaluation.matched import Matched
 from align_train.records import Preprocessing, Tally
 
 
@@ -67,11 +76,28 @@ def perfect():
         return direction(tokenizer.decode(row[1:-1]).encode())
 
     tokenizer = load_tokenizer(16)
-    return Known(lambda row: direction(caption_of[code(row)].encode()), text)
+    return Known(lambda row: direction(caption_of.get(code(row), "").encode()), text)
+
+
+def encoder_of(model, folder=None, **settings):
+    return Encoder(model, AlignInputs(model.preprocessing), torch.device("cpu"), Encoding(**settings), folder)
+
+
+def real():
+    """A small ALIGN that takes every word."""
+    return small(text=small_text(2) | {"vocabulary": 30522}).eval()
 
 
 def exam(folder, **settings):
-    return Retrieval(str(folder / "*.tar"), **settings)
+    return Retrieval(ShardPairs(str(folder / "*.tar"), name="drawn"), **settings)
+
+
+def score(exercise, model, **settings):
+    return exercise.take(encoder_of(model, **settings)).score
+
+
+def recalls(found):
+    return {name: value.value for name, value in found.values.items() if "_r" in name and "rank" not in name}
 
 
 def spoil(folder, number, content):
@@ -84,140 +110,238 @@ def spoil(folder, number, content):
 
 
 def test_perfect_embeddings_score_one(make_shards, perfect):
-    exercise = exam(make_shards(40))
-    score = exercise.score(exercise.embed(perfect))
-    assert set(score.recall) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    assert set(score.recall.values()) == {1.0}
-    assert score.chance["i2t_r5"] == score.chance["t2i_r5"] == pytest.approx(5 / 40)
-    assert (score.pairs, score.dropped) == (40, {})
+    found = score(exam(make_shards(40)), perfect)
+    assert set(recalls(found)) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert set(recalls(found).values()) == {1.0}
+    assert found.values["i2t_median_rank"].value == found.values["t2i_median_rank"].value == 1
+    assert found.values["i2t_r5"].chance == found.values["t2i_r5"].chance == pytest.approx(5 / 40)
+    assert (found.kind, found.counts, found.dropped) == ("retrieval", {"images": 40, "captions": 40}, {})
 
 
 def test_constant_embeddings_score_zero(make_shards):
-    exercise = exam(make_shards(20))
-    score = exercise.score(exercise.embed(Known(constant, constant)))
-    assert set(score.recall.values()) == {0.0}
+    found = score(exam(make_shards(20)), Known(constant, constant))
+    assert set(recalls(found).values()) == {0.0}
+    assert found.values["i2t_median_rank"].value == 20
 
 
 def test_unrelated_embeddings_score_about_chance(make_shards):
-    exercise = exam(make_shards(100), ks=(10, 50))
-    score = exercise.score(exercise.embed(Known(by_chance, by_chance)))
-    assert set(score.recall) == {"i2t_r10", "i2t_r50", "t2i_r10", "t2i_r50"}
-    for name, recall in score.recall.items():
-        assert abs(recall - score.chance[name]) < 0.17  # over three standard deviations
+    found = score(exam(make_shards(100), ks=(10, 50)), Known(by_chance, by_chance))
+    assert set(recalls(found)) == {"i2t_r10", "i2t_r50", "t2i_r10", "t2i_r50"}
+    for name in recalls(found):
+        value = found.values[name]
+        assert abs(value.value - value.chance) < 0.17  # over three standard deviations
+        assert value.low < value.value < value.high
 
 
-def test_the_batch_size_changes_nothing(make_shards):
-    folder = make_shards(23, pairs_per_shard=9)
-    model = Known(by_chance, by_chance)
-    whole = exam(folder, batch_size=64).embed(model)
-    for batch_size in (1, 5, 23):
-        parts = exam(folder, batch_size=batch_size).embed(model)
-        assert parts.keys == whole.keys == tuple(drawn_pair(number).key for number in range(23))
-        assert torch.equal(parts.image, whole.image)
-        assert torch.equal(parts.text, whole.text)
-        assert exam(folder).score(parts) == exam(folder).score(whole)
+def test_a_score_says_what_it_is_of(make_shards, perfect):
+    facts = score(exam(make_shards(8), benchmark="coco"), perfect).facts
+    assert (facts["data"], facts["benchmark"]) == ("drawn", "coco")
+    assert len(facts["data_sha256"]) == len(facts["split_sha256"]) == 64
+    assert (
+        score(exam(make_shards(8, name="again", pairs_per_shard=3)), perfect).facts["data_sha256"]
+        == facts["data_sha256"]
+    )
+    fewer = score(exam(make_shards(7, name="fewer")), perfect).facts
+    assert fewer["data_sha256"] != facts["data_sha256"]
+    assert fewer["split_sha256"] != facts["split_sha256"]
+
+
+def embedded(folder, model, **settings):
+    made = encoder_of(model, **settings)
+    test = ShardPairs(str(folder / "*.tar")).open()
+    return made.images(test.images, "drawn"), made.texts(test.captions, "drawn")
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 5, "threads": 3}, {"batch_size": 23}])
+def test_batches_and_threads_change_nothing(make_shards, settings):
+    folder, model = make_shards(23, pairs_per_shard=9), real()
+    whole, parts = embedded(folder, model), embedded(folder, model, **settings)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.rows, other.rows, atol=1e-6, rtol=0)
+    assert torch.equal(whole[0].hashes, parts[0].hashes)
+    exact = embedded(folder, Known(by_chance, by_chance), **settings)
+    for one, other in zip(embedded(folder, Known(by_chance, by_chance)), exact, strict=True):
+        assert torch.equal(one.rows, other.rows)  # in order, each in its own row
+
+
+def test_threads_that_finish_in_any_order(make_shards, monkeypatch):
+    """Small parts and many threads: whoever reads first, rows are those of their images."""
+    folder, model = make_shards(30), Known(by_chance, by_chance)
+    expected, _ = embedded(folder, model)
+    monkeypatch.setattr(reading, "TOGETHER", 2)
+    found, _ = embedded(folder, model, threads=5, batch_size=7)
+    assert torch.equal(found.rows, expected.rows)
+
+
+def one_rank(number, folder, shards, port):
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=3)
+    found = {}
+    for batch_size in (1, 2, 64):
+        torch.manual_seed(0)
+        images, texts = embedded(shards, real(), batch_size=batch_size)
+        found[batch_size] = (images.rows, images.hashes, texts.rows, dict(images.lost))
+    scored = score(exam(shards, skip_unusable=True), Known(by_chance, by_chance))
+    found["score"] = (recalls(scored), scored.counts, dict(scored.dropped))
+    try:
+        score(exam(shards), Known(by_chance, by_chance))
+    except ValueError as error:
+        found["refused"] = str(error)
+
+    def only_here():
+        if number == 1:
+            raise ValueError("a disk of this rank alone")
+
+    for name, work in (("all", on_all_ranks), ("zero", on_rank_zero)):
+        try:
+            found[name] = work(only_here) if name == "all" else work(lambda: number + 7)
+        except ValueError as error:
+            found[name] = str(error)
+    torch.save(found, folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_three_ranks_embed_each_once_and_in_order(make_shards, tmp_path):
+    shards = make_shards(11, pairs_per_shard=11)
+    spoil(shards, 7, b"<html>")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_rank, (tmp_path, shards, port), nprocs=3)
+    found = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(3)]
+    torch.manual_seed(0)
+    images, texts = embedded(shards, real())
+    for batch_size in (1, 2, 64):
+        rows, hashes, text, lost = found[0][batch_size]
+        torch.testing.assert_close(rows, images.rows, atol=1e-6, rtol=0)
+        torch.testing.assert_close(text, texts.rows, atol=1e-6, rtol=0)
+        assert torch.equal(hashes, images.hashes)
+        for other in found:
+            assert other[batch_size][3] == lost == {7: "corrupt_image"}
+            assert other is found[0] or not len(other[batch_size][0])
+    alone = score(exam(shards, skip_unusable=True), Known(by_chance, by_chance))
+    for other in found:
+        assert other["score"] == (recalls(alone), alone.counts, {"corrupt_image": 1})
+        assert other["refused"].startswith("1 of the 11 images of drawn cannot be used")
+        assert other["all"] == "a disk of this rank alone"
+        assert other["zero"] == 7
+
+
+def test_images_that_cannot_be_used_are_named(make_shards, perfect):
+    folder = make_shards(10)
+    spoil(folder, 3, b"<html>")
+    spoil(folder, 8, b"<html>")
+    told = r"2 of the 10 images of drawn cannot be used \(corrupt_image 2\).*pair-00003, pair-00008.*skip_unusable=true"
+    with pytest.raises(ValueError, match=told):
+        score(exam(folder), perfect)
+    found = score(exam(folder, skip_unusable=True), perfect, batch_size=1)  # batches without an image
+    assert found.dropped == {"corrupt_image": 2}
+    assert found.counts == {"images": 8, "captions": 8}
+    assert found.values["t2i_r1"].value == 1.0
+
+
+def test_an_exam_without_a_usable_image_is_an_error(make_shards, perfect):
+    folder = make_shards(1)
+    spoil(folder, 0, b"<html>")
+    with pytest.raises(ValueError, match=r"1 of the 1 images of drawn cannot be used \(corrupt_image 1\)"):
+        score(exam(folder, skip_unusable=True), perfect)
+
+
+def test_a_disk_that_does_not_answer_is_named(make_shards, perfect, monkeypatch):
+    folder = make_shards(4)
+    ended = threading.Event()
+    monkeypatch.setattr(reading, "_read", lambda *given: ended.wait(30))
+    with pytest.raises(TimeoutError, match=r"no answer for 0.1 seconds near .*pair-00000.*check its disk or network"):
+        score(exam(folder), perfect, stall_seconds=0.1)
+    ended.set()
 
 
 def test_pairs_are_left_out_by_sidecar_column(make_shards, perfect):
     folder = make_shards(20, pairs_per_shard=8)
-    embeddings = exam(folder, exclude={"parity": ["odd"]}).embed(perfect)
-    assert embeddings.keys == tuple(drawn_pair(number).key for number in range(0, 20, 2))
-    assert embeddings.image.shape == embeddings.text.shape == (10, 64)
-    score = exam(folder).score(embeddings)
-    assert score.pairs == 10
-    assert score.recall["i2t_r1"] == 1.0
+    found = score(exam(folder, exclude={"parity": ["odd"]}), perfect)
+    assert found.counts == {"images": 10, "captions": 10}
+    assert found.values["i2t_r5"].chance == 0.5
+    assert found.facts["excluded"] == {"parity": ["odd"]}
     both = exam(folder, exclude={"parity": ["odd"], "key": [drawn_pair(0).key]})
-    assert both.embed(perfect).keys == embeddings.keys[1:]
-    assert len(exam(folder, exclude={"parity": ["prime"]}).embed(perfect).keys) == 20
-
-
-def test_an_exclusion_that_cannot_be_followed_is_an_error(make_shards):
-    folder = make_shards(4)
-
-    def never(row):
-        raise AssertionError("the exclusion is to be checked before the first batch")
-
-    model = Known(never, never)
-    with pytest.raises(ValueError, match=r"exclude names the column 'colour', but .*00000\.tar has no sidecar with it"):
-        exam(folder, exclude={"colour": ["red"]}).embed(model)
-    with pytest.raises(ValueError, match=r"exclude of 'parity' is the text 'odd'.*\[odd\]"):
-        exam(folder, exclude={"parity": "odd"}).embed(model)
-    (folder / "00000.parquet").unlink()
-    with pytest.raises(ValueError, match=r"exclude names the column 'parity', but .*00000\.tar has no sidecar"):
-        exam(folder, exclude={"parity": ["odd"]}).embed(model)
-    assert excluded_keys(find_shards(str(folder)), {}) == set()  # without an exclusion no sidecar is needed
-
-
-def test_dropped_pairs_are_counted(make_shards, perfect):
-    folder = make_shards(10)
-    spoil(folder, 3, b"<html>")
-    spoil(folder, 8, b"<html>")
-    exercise = exam(folder, batch_size=4)
-    score = exercise.score(exercise.embed(perfect))
-    assert score.dropped == {"corrupt_image": 2}
-    assert score.pairs == 8
-    assert score.recall["t2i_r1"] == 1.0
-    assert exam(folder, batch_size=1).embed(perfect).dropped == {"corrupt_image": 2}  # batches without a pair
-
-
-def test_an_exam_without_a_usable_pair_is_an_error(make_shards, perfect):
-    folder = make_shards(1)
-    spoil(folder, 0, b"<html>")
-    with pytest.raises(ValueError, match=r"none of its pairs could be used \(corrupt_image 1\)"):
-        exam(folder).embed(perfect)
+    assert score(both, perfect).counts["images"] == 9
+    with pytest.raises(ValueError, match="no image of drawn is left: exclude takes all of them"):
+        score(exam(folder, exclude={"parity": ["odd", "even"]}), perfect)
+    with pytest.raises(ValueError, match="exclude names parity, but only tar shards have sidecars"):
+        score(Retrieval(CaptionedImages, exclude={"parity": ["odd"]}), perfect)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_is_restored(make_shards, training):
     model = Known(constant, constant).train(training)
-    embeddings = exam(make_shards(3)).embed(model)
-    assert model.modes == [False]
+    image, text = embedded(make_shards(3), model)
+    assert set(model.modes) == {False}
     assert model.training is training
-    assert not embeddings.image.requires_grad
+    assert not image.rows.requires_grad
+    assert not text.rows.requires_grad
 
 
 def test_embeddings_come_in_float32(make_shards):
-    model = Known(lambda row: constant(row).bfloat16(), lambda row: constant(row).double())
-    embeddings = exam(make_shards(2)).embed(model)
-    assert embeddings.image.dtype == embeddings.text.dtype == torch.float32
+    image, text = embedded(
+        make_shards(2), Known(lambda row: constant(row).bfloat16(), lambda row: constant(row).double())
+    )
+    assert image.rows.dtype == text.rows.dtype == torch.float32
 
 
-def test_missing_shards_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing/"):
-        exam(tmp_path / "nothing").embed(Known(constant, constant))
-    with pytest.raises(ValueError, match="drawn: none of its pairs"):
-        embed(Known(constant, constant), [Tally(no_image=1)], name="drawn")
+def test_low_precision_is_asked_for(make_shards):
+    folder, model = make_shards(6), real()
+    (exact, _), (low, _) = embedded(folder, model), embedded(folder, model, precision="bf16")
+    assert 0 < (exact.rows - low.rows).abs().max() < 0.1
+    for wrong, told in (
+        ({"precision": "fp8"}, "encoding.precision is 'fp8': choose float32 or bf16"),
+        ({"batch_size": 0}, "encoding.batch_size is 0"),
+        ({"threads": "two"}, "encoding.threads is 'two'"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Encoding(**wrong)
 
 
-def scores():
-    """Four pairs: the second text finds a wrong image."""
-    image = torch.eye(4)
-    text = torch.eye(4)
-    text[1] = torch.tensor([0.0, 0.6, 0.8, 0.0])
-    exercise = Retrieval("", ks=(1, 2, 5))
-    return {"drawn": exercise.score(Embeddings(tuple("abcd"), image, text, Tally()))}
+def counted(monkeypatch):
+    """Names of what was embedded, as it happens."""
+    seen = []
+    for name in ("_images", "_texts"):
+        plain = getattr(Encoder, name)
+        monkeypatch.setattr(Encoder, name, lambda *given, plain=plain, name=name: (seen.append(name), plain(*given))[1])
+    return seen
 
 
-def test_table():
-    lines = table(scores()).splitlines()
-    assert len(lines) == 3
-    heads = [f"{way} R@{k}" for way in ("image to text", "text to image") for k in (1, 5)]
-    assert re.split("  +", lines[0].replace("pairs", " pairs")) == ["exam", "pairs", *heads]
-    assert re.split("  +", lines[1]) == [
-        "drawn",
-        "4",
-        "100.0 (25.00)",
-        "100.0 (100.00)",
-        "75.0 (25.00)",
-        "100.0 (100.00)",
-    ]
-    assert len(lines[0]) == len(lines[1])  # columns are aligned
-    assert "random order" in lines[2]
+def test_what_was_embedded_once_is_not_embedded_again(make_shards, perfect, monkeypatch):
+    folder, seen = make_shards(12), counted(monkeypatch)
+    made = encoder_of(perfect)
+    first = exam(folder).take(made).score
+    without = exam(folder, exclude={"parity": ["odd"]}).take(made).score
+    assert seen == ["_images", "_texts"]
+    assert (first.counts["images"], without.counts["images"]) == (12, 6)
+    exam(make_shards(12, name="others", first=3)).take(made)  # the same keys or not: other files
+    assert len(seen) == 4
 
 
-def test_a_cut_off_that_an_exam_has_not_is_a_dash():
-    lines = table(scores(), ks=(2, 10)).splitlines()
-    assert lines[1].split() == ["drawn", "4", "100.0", "(50.00)", "-", "100.0", "(50.00)", "-"]
+def test_embeddings_are_kept_and_used_again(make_shards, perfect, monkeypatch, tmp_path):
+    shards, kept = make_shards(12), EmbeddingFolder(tmp_path / "kept", {"weights_sha256": "a"})
+    spoil(shards, 5, b"<html>")
+    exercise = exam(shards, skip_unusable=True)
+    before = exercise.take(encoder_of(perfect, kept)).score
+    files = sorted(kept.path.iterdir())
+    assert [file.name.rpartition("-")[0] for file in files] == ["drawn-images", "drawn-texts"]
+    table = pq.read_table(files[0])
+    assert table.column_names == ["key", "embedding", "hash", "lost"]
+    assert table["key"].to_pylist() == [drawn_pair(number).key for number in range(12)]
+    assert table["lost"].to_pylist() == [None] * 5 + ["corrupt_image"] + [None] * 6
+    assert json.loads(table.schema.metadata[b"align_train"]) == {"weights_sha256": "a"}
+    assert pq.read_table(files[1])["key"].to_pylist()[0] == drawn_pair(0).caption
+    seen = counted(monkeypatch)
+    assert exercise.take(encoder_of(perfect, kept)).score == before
+    assert seen == []
+    exercise.take(encoder_of(perfect, EmbeddingFolder(kept.path, {"weights_sha256": "b"})))
+    assert seen == ["_images", "_texts"]
+    files[0].write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"drawn-images-.*\.parquet holds no embeddings of align_train"):
+        exercise.take(encoder_of(perfect, kept))
 
 
 def frame_colours(path, line, place):
@@ -228,9 +352,8 @@ def frame_colours(path, line, place):
 
 
 def test_contact_sheet_frames_the_right_image(make_shards, perfect, tmp_path):
-    folder = make_shards(12, pairs_per_shard=5)
-    embeddings = exam(folder).embed(perfect)
-    path = contact_sheet(embeddings, find_shards(str(folder)), tmp_path / "sheet.png", queries=3, best=4)
+    draw = exam(make_shards(12, pairs_per_shard=5)).take(encoder_of(perfect)).draw
+    path = draw(tmp_path / "sheet.png", queries=3, best=4)
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
         assert sheet.size == (TEXT_WIDTH + 4 * (TILE + GAP) + GAP, 3 * (TILE + GAP) + GAP)
@@ -245,11 +368,10 @@ def test_contact_sheet_frames_the_right_image(make_shards, perfect, tmp_path):
 
 def test_contact_sheet_frames_it_where_it_was_found(make_shards, tmp_path):
     """The right image comes second here: texts lie nearer to the image before theirs."""
-    folder = make_shards(4)
-    shards = find_shards(str(folder))
+    test, rows = ShardPairs(str(make_shards(4))).open(), torch.arange(4)
     text = 0.6 * torch.eye(4) + 0.8 * torch.eye(4).roll(-1, 1)
-    embeddings = Embeddings(tuple(drawn_pair(n).key for n in range(4)), torch.eye(4), text, Tally())
-    path = contact_sheet(embeddings, shards, tmp_path / "sheet.png", queries=4, best=3)
+    matched = Matched(test, rows, rows, torch.eye(4), text, rows, Tally(), {})
+    path = contact_sheet(matched, tmp_path / "sheet.png", queries=4, best=3)
     frames = [[frame_colours(path, line, place)[0] for place in range(3)] for line in range(4)]
     assert frames == [[WRONG, RIGHT, WRONG]] * 4
 
@@ -257,9 +379,7 @@ def test_contact_sheet_frames_it_where_it_was_found(make_shards, tmp_path):
 def test_contact_sheet_of_fewer_pairs_than_it_has_room_for(make_shards, tmp_path):
     folder = make_shards(3)
     spoil(folder, 1, b"<html>")
-    embeddings = exam(folder).embed(Known(by_chance, by_chance))
-    assert len(embeddings.keys) == 2
-    path = contact_sheet(embeddings, find_shards(str(folder)), tmp_path / "sheet.png")
+    path = exam(folder, skip_unusable=True).take(encoder_of(Known(by_chance, by_chance))).draw(tmp_path / "sheet.png")
     with Image.open(path) as sheet:
         assert sheet.size == (TEXT_WIDTH + 2 * (TILE + GAP) + GAP, 2 * (TILE + GAP) + GAP)
         texts = [sheet.crop((0, GAP + n * (TILE + GAP), TEXT_WIDTH, (n + 1) * (TILE + GAP))) for n in range(2)]

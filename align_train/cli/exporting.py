@@ -10,24 +10,34 @@ from transformers.utils.logging import disable_progress_bar
 from align_train import __version__
 from align_train.distributed import rank
 from align_train.engine import PairData, StreamData, needs_recalibration, recalibrate_on
-from align_train.evaluation import Score, table
+from align_train.engine.recalibration import RUNNING, recalibrated
+from align_train.evaluation.report import scores_text
 from align_train.hub import export_hf, model_card
 from align_train.models import Align
 
 
-def settle(model: Align, steps: int, open_data: Callable[[], PairData | StreamData]) -> None:
-    """Recalibrate batch norm where the run was too short for its running statistics, and say so."""
+def settle(model: Align, steps: int, open_data: Callable[[], PairData | StreamData]) -> str:
+    """Recalibrate batch norm where the run was too short for its running statistics; says what they are now."""
     if not needs_recalibration(model, steps):
-        return
+        return RUNNING
     batches = recalibrate_on(model, open_data())
     if rank() == 0:
-        print(f"batch-norm statistics recalibrated on {batches} batches: {steps} steps are too few to warm them up")
+        print(f"batch-norm {recalibrated(batches)}: {steps} steps are too few to warm them up")
+    return recalibrated(batches)
 
 
 def export_model(
-    model: Align, recipe: DictConfig, folder: Path, steps: int, scores: Mapping[str, Score]
+    model: Align, recipe: DictConfig, folder: Path, steps: int, exams: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Write and prove the Hugging Face folder; returns what result.json says of it."""
+    """Write and prove the Hugging Face folder; returns what result.json says of it.
+
+    Args:
+        model: the trained one.
+        recipe: of its run.
+        folder: where to.
+        steps: that it was trained.
+        exams: as in result.json, for the card.
+    """
     settings = {
         "steps": steps,
         "batch size": recipe.data.batch_size,
@@ -42,7 +52,7 @@ def export_model(
         "seed": recipe.seed,
     }
     disable_progress_bar()  # of transformers, for the blink of writing and reloading
-    shown = table(scores) if scores else "No exam was taken."
+    shown = scores_text(exams) if exams else "No exam was taken."
     difference = export_hf(model, folder, model_card(recipe.name, __version__, recipe.data_card, settings, shown))
     print(f"exported to {folder}; reloaded by transformers, embeddings differ by at most {difference:.1e}")
     return {"folder": str(folder), "largest_difference": difference}

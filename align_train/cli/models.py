@@ -7,17 +7,18 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from align_train.data import AlignInputs, Inputs
 from align_train.engine import PairData, StreamData, load_weights, read_checkpoint
-from align_train.hub import load_hf
+from align_train.hub import load_dual_encoder
 from align_train.models import Align
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and for one of our checkpoints its recipe and the steps it was trained."""
+    """A model of one of our checkpoints, its recipe and the steps it was trained."""
 
     model: Align
-    recipe: DictConfig | None
+    recipe: DictConfig
     steps: int
 
 
@@ -43,6 +44,16 @@ def is_run(path: Path) -> bool:
     return (path / "checkpoints" / "last.ckpt").is_file()
 
 
+def is_checkpoint(path: Path) -> bool:
+    """True for what is meant as a checkpoint of ours: a .ckpt file or a run folder."""
+    return path.suffix == ".ckpt" or (path / "checkpoints").is_dir()
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The run a checkpoint belongs to."""
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
+
+
 def newest_run(source: str) -> str:
     """The newest run below a folder of runs, such as outputs/sample; anything else as it is."""
     folder = Path(source)
@@ -54,17 +65,13 @@ def newest_run(source: str) -> str:
     return str(newest)
 
 
-def load_model(source: str) -> Loaded:
-    """A run folder, a .ckpt file, an exported folder or a hub id.
+def load_model(path: Path) -> Loaded:
+    """A run folder or a .ckpt file.
 
     Raises:
-        FileNotFoundError: a run folder without a checkpoint, or a .ckpt file that is not there.
+        FileNotFoundError: a run folder without a checkpoint, or a file that is not there.
         ValueError: the file does not hold a model of ours.
-        OSError: transformers finds neither a folder nor a repository of that name.
     """
-    path = Path(source)
-    if path.suffix != ".ckpt" and not (path / "checkpoints").is_dir():
-        return Loaded(load_hf(source), None, 0)
     checkpoint = read_checkpoint(path)
     recipe = OmegaConf.create(checkpoint["recipe"])
     assert isinstance(recipe, DictConfig)
@@ -73,9 +80,25 @@ def load_model(source: str) -> Loaded:
     return Loaded(model, recipe, int(checkpoint["global_step"]))
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU if there is one; ValueError for a device that is not there."""
-    usable = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    if name != "auto" and name.partition(":")[0] not in usable:
-        raise ValueError(f"device is {name!r}, but this machine has {' and '.join(usable)}")
-    return torch.device(usable[-1] if name == "auto" else name)
+@dataclass(frozen=True)
+class Examined:
+    """A model to be scored, what makes its inputs, and, of a checkpoint of ours, where it comes from."""
+
+    model: torch.nn.Module
+    inputs: Inputs
+    trained: Loaded | None = None
+
+
+def load_examined(source: str) -> Examined:
+    """A run folder, a .ckpt file, or any dual encoder of transformers: a folder or a hub id.
+
+    Raises:
+        FileNotFoundError: a run folder without a checkpoint, or a .ckpt file that is not there.
+        ValueError: it is not such a model.
+        OSError: transformers finds neither a folder nor a repository of that name.
+    """
+    if is_checkpoint(Path(source)):
+        trained = load_model(Path(source))
+        return Examined(trained.model, AlignInputs(trained.model.preprocessing), trained)
+    encoder = load_dual_encoder(source)
+    return Examined(encoder, encoder.inputs)

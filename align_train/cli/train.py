@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.models import build_model, load_model, open_data
-from align_train.cli.scoring import take_exams, write_result
+from align_train.cli.scoring import build_exams, facts_of, tell, write_result
+from align_train.data import AlignInputs
 from align_train.distributed import is_sharded, rank
 from align_train.engine import (
     AlignTraining,
     AtomicCheckpointIO,
     Budget,
+    Examination,
     Execution,
     MetricsFile,
     Progress,
@@ -30,7 +32,7 @@ from align_train.engine import (
     keep_freed_memory,
     read_checkpoint,
 )
-from align_train.evaluation import table
+from align_train.evaluation import Encoding
 from align_train.files import atomic_write
 from align_train.models import Align
 
@@ -57,7 +59,13 @@ def train(config: DictConfig) -> None:
     budget, stopping = Budget(config.loss.chunk_size), StopOnSignal(folder / "checkpoints")
     progress = Progress(budget)
     metrics = MetricsFile(folder)
-    trainer = build_trainer(config, [budget, progress, stopping], metrics, validated=bool(data.validation))
+    encoding: Encoding = instantiate(config.encoding)
+    watched = config.best.by if config.best.by.startswith("exam/") else ""
+    examination = Examination(
+        build_exams(config.exams), encoding, folder, config.examine_every, watched, progress.throughput.go_on
+    )
+    callbacks = [budget, progress, stopping, examination]
+    trainer = build_trainer(config, callbacks, metrics, validated=bool(data.validation))
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     resumed = resume_from(config, module, metrics)
@@ -69,11 +77,14 @@ def train(config: DictConfig) -> None:
             print(f"stopped at step {trainer.global_step}; go on with: align-train train resume={folder}")
         sys.exit(130)
     module.model.to(trainer.strategy.root_device)
-    settle(module.model, trainer.global_step, lambda: data)
+    statistics = settle(module.model, trainer.global_step, lambda: data)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
+    if is_sharded(module.model):
+        model = load_model(folder).model.to(trainer.strategy.root_device)
+    exams = examination.at_end(trainer, model)
     if rank() == 0:
-        model = load_model(str(folder)).model if is_sharded(module.model) else module.model
-        report(config, model, trainer, progress)
+        how = facts_of(model, AlignInputs(model.preprocessing), encoding, trainer.strategy.root_device)
+        report(config, model, exams, {**facts(config, trainer, progress), **how, "batch_norm": statistics})
 
 
 def check_lengths(config: DictConfig) -> None:
@@ -82,6 +93,14 @@ def check_lengths(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    every, by = config.examine_every, config.best.by
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ValueError(f"examine_every is {every!r}; it must be a whole number of at least 1, or null")
+    if by.startswith("exam/") and (every is None or by.split("/")[1] not in config.exams):
+        raise ValueError(
+            f"best.by is {by}, so set examine_every to a number of steps, and name an exam as exam/NAME/VALUE: there "
+            f"are {', '.join(map(str, config.exams)) or 'none'}"
+        )
     if not isinstance(config.seed, int) or config.seed < 0:
         raise ValueError(f"seed is {config.seed!r}; it must be a whole number of at least 0")
     if config.trainer.get("limit_train_batches") is not None:
@@ -100,26 +119,27 @@ def check_lengths(config: DictConfig) -> None:
         )
 
 
-def report(config: DictConfig, model: Align, trainer: Trainer, progress: Progress) -> None:
-    """Score, export, and sum up."""
-    folder, steps = Path(config.folder), trainer.global_step
-    scores = take_exams(config.exams, model, folder, trainer.strategy.root_device)
-    facts: dict[str, Any] = {
+def facts(config: DictConfig, trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    """What result.json says of the training."""
+    return {
         "name": config.name,
         "seed": config.seed,
-        "steps": steps,
+        "steps": trainer.global_step,
         "batch_size": config.data.batch_size,
+        "checkpoint": str(Path(config.folder) / "checkpoints" / "last.ckpt"),
         **progress.facts(),
         **trainer.datamodule.facts(),
-        "parameters": sum(p.numel() for p in model.parameters()),
     }
-    print(table(scores) if scores else "no exam was asked for")
-    for name in scores:
-        print(f"contact sheet: {folder / f'contact_sheet_{name}.png'}")
-    write_result(folder, scores, facts)
+
+
+def report(config: DictConfig, model: Align, exams: dict[str, Any], known: dict[str, Any]) -> None:
+    """Sum up, and export."""
+    folder = Path(config.folder)
+    result = write_result(folder, exams, known)
     if config.export:
-        facts["export"] = export_model(model, config, folder / "hf", steps, scores)
-        write_result(folder, scores, facts)
+        exported = export_model(model, config, folder / "hf", known["steps"], exams)
+        result = write_result(folder, exams, {**known, "export": exported})
+    tell(folder, result)
     print(f"run folder: {folder}")
 
 
@@ -152,22 +172,24 @@ def plugins() -> list[Any]:
 
 
 def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[ModelCheckpoint]:
-    """`last.ckpt` every so many steps, and `best.ckpt` by validation recall."""
+    """`last.ckpt` every so many steps, and `best.ckpt` by a metric of validation or of an exam."""
     last = ModelCheckpoint(
         folder / "checkpoints",
         filename="last",
         every_n_train_steps=config.checkpoint_every,
         enable_version_counter=False,
     )
+    of_exam = config.best.by.startswith("exam/")
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
-        monitor="validation/mean_r5",
-        mode="max",
+        monitor=config.best.by,
+        mode=config.best.mode,
+        every_n_train_steps=config.examine_every if of_exam else None,
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    return [last, best] if validated else [last]
+    return [last, best] if validated or of_exam else [last]
 
 
 def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:

@@ -3,6 +3,7 @@
 from align_train.engine.budget import Budget
 from align_train.engine.checkpoints import AtomicCheckpointIO, check_fit, load_weights, read_checkpoint
 from align_train.engine.data import PairData
+from align_train.engine.examination import Examination
 from align_train.engine.execution import Execution
 from align_train.engine.host_memory import keep_freed_memory
 from align_train.engine.metrics_file import MetricsFile
@@ -19,6 +20,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "Budget",
     "Contrastive",
+    "Examination",
     "Execution",
     "FullySharded",
     "MetricsFile",

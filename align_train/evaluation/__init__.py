@@ -1,6 +1,30 @@
 """Exams of a model."""
 
 from align_train.evaluation.contact_sheet import contact_sheet
-from align_train.evaluation.retrieval import Embeddings, Retrieval, Score, embed, table
+from align_train.evaluation.embedded import EmbeddingFolder
+from align_train.evaluation.encoder import Encoder, Encoding
+from align_train.evaluation.exam import Exam, Outcome, Score, Value
+from align_train.evaluation.health import Health
+from align_train.evaluation.linear_probe import LinearProbe
+from align_train.evaluation.neighbours import Neighbours
+from align_train.evaluation.retrieval import Retrieval
+from align_train.evaluation.taking import metrics_of, take_exams
+from align_train.evaluation.zero_shot import ZeroShot
 
-__all__ = ["Embeddings", "Retrieval", "Score", "contact_sheet", "embed", "table"]
+__all__ = [
+    "EmbeddingFolder",
+    "Encoder",
+    "Encoding",
+    "Exam",
+    "Health",
+    "LinearProbe",
+    "Neighbours",
+    "Outcome",
+    "Retrieval",
+    "Score",
+    "Value",
+    "ZeroShot",
+    "contact_sheet",
+    "metrics_of",
+    "take_exams",
+]

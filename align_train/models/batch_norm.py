@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from align_train.distributed import sum_over_ranks
+from align_train.distributed import sum_over_ranks, world_size
 
 # What a forward pass in training does to the running statistics: moves them (now), is added up for `pool_statistics`
 # (pooled), or nothing (held). A plain global, since torch.compile cannot guard on a context variable.
@@ -167,10 +167,10 @@ def tracking_layers(model: nn.Module) -> list[GhostBatchNorm2d]:
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "encode_image") -> int:
-    """Set the running statistics to their plain mean over `batches` of pixels, with the weights as they are.
+    """Set the running statistics to their plain mean over all ranks' `batches` of pixels, the weights as they are.
 
-    A run shorter than some 500 steps cannot warm up a momentum of 0.01: what it would be evaluated with is still
-    partly the initial 0 and 1. The model is left in the mode it was in.
+    Every rank must call it, with as many batches. A run shorter than some 500 steps cannot warm up a momentum of 0.01:
+    what it would be evaluated with is still partly the initial 0 and 1. The model is left in the mode it was in.
 
     Returns:
         How many batches were used.
@@ -194,6 +194,11 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], encode: str = "enco
         model.train(training)
     if not used:
         raise ValueError("no batch to measure batch-norm statistics on: give at least one")
+    found = [value for layer in layers for value in (layer.running_mean, layer.running_var) if value is not None]
+    if found:
+        mean = sum_over_ranks(torch.cat(found)) / world_size()
+        for value, share in zip(found, mean.split([len(value) for value in found]), strict=True):
+            value.copy_(share)
     return used
 
 

@@ -1,0 +1,98 @@
+"""Exams in the middle of training, and at its end."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from align_train.batch import StepBatch
+from align_train.data import AlignInputs
+from align_train.distributed import rank
+from align_train.engine.module import AlignTraining
+from align_train.engine.recalibration import settled_statistics
+from align_train.evaluation import Encoder, Encoding, Exam, metrics_of, take_exams
+from align_train.models import Align
+
+log = logging.getLogger(__name__)
+
+
+class Examination(L.Callback):
+    """Takes exams every so many steps, on all ranks, and logs them as exam/NAME/VALUE.
+
+    The model is in evaluation mode; where its running batch-norm statistics cannot be trusted yet, they are measured
+    anew for the exam and put back after it. Training goes on as if there had been none.
+
+    Args:
+        exams: by name.
+        encoding: how embeddings are computed.
+        folder: where contact sheets go.
+        every: steps between two takings; None for the end alone.
+        watched: the metric that best.ckpt is chosen by, should it be one of an exam; else "".
+        after: called after each taking, so that its time does not count as training's.
+    """
+
+    def __init__(
+        self,
+        exams: Mapping[str, Exam],
+        encoding: Encoding,
+        folder: Path,
+        every: int | None = None,
+        watched: str = "",
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        self._exams, self._encoding, self._folder = exams, encoding, folder
+        self._every, self._watched, self._after = every, watched, after
+        self._step, self._entries = -1, dict[str, dict[str, Any]]()
+        self._untold: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Take the exams if it is time; checkpoints are saved after this."""
+        if not self._exams or not self._every or trainer.global_step % self._every:
+            return
+        assert isinstance(pl_module, AlignTraining)
+        with settled_statistics(pl_module.model, trainer.global_step, trainer.datamodule) as statistics:
+            self._untold = metrics_of(self.taken(pl_module.model, trainer.global_step))
+        if rank() == 0:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in self._untold.items() if "_r1" in name)
+            log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
+        if self._watched and self._watched not in self._untold:
+            raise ValueError(
+                f"best.by is {self._watched}, which no exam gives: choose one of {', '.join(sorted(self._untold))}"
+            )
+        pl_module.log_dict(self._untold, logger=False)  # for the checkpoints; loggers wait for the step's own row
+        if self._after:
+            self._after()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Log."""
+        self._tell(trainer, trainer.global_step)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log."""
+        self._tell(trainer, trainer.global_step)
+
+    def at_end(self, trainer: L.Trainer, model: Align) -> dict[str, dict[str, Any]]:
+        """Entries of result.json's "exams" for the trained model, whose statistics are settled; all ranks must call."""
+        self._untold = metrics_of(self.taken(model, trainer.global_step))
+        self._tell(trainer, trainer.global_step)
+        return self._entries
+
+    def taken(self, model: Align, step: int) -> dict[str, dict[str, Any]]:
+        """Of this step; taken once."""
+        if step != self._step:
+            encoder = Encoder(model, AlignInputs(model.preprocessing), model.temperature.device, self._encoding)
+            self._step, self._entries = step, take_exams(self._exams, encoder, self._folder)
+        return self._entries
+
+    def _tell(self, trainer: L.Trainer, step: int) -> None:
+        """Once the row of the step before is complete."""
+        if self._untold:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._untold, step=step)
+            self._untold = {}

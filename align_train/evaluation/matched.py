@@ -1,0 +1,132 @@
+"""Images of a test that count, with their captions or classes, embedded.
+
+Rank 0 judges: on others the tensors have no rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align_train.data.testsets import CaptionedImages, CaptionedSource, LabelledImages, LabelledSource
+from align_train.distributed import on_all_ranks, rank
+from align_train.evaluation.embedded import NAMED, Embedded
+from align_train.evaluation.encoder import Encoder
+from align_train.records import Tally
+
+
+@dataclass(frozen=True)
+class Matched:
+    """N images and M captions of a test.
+
+    Attributes:
+        test: what they are of.
+        images: int64 (N,), their numbers there.
+        captions: int64 (M,), likewise.
+        image: float32 (N, D).
+        text: float32 (M, D).
+        image_of_text: int64 (M,), the row in `image` that a caption describes.
+        dropped: images of the test that cannot be used, by reason.
+        facts: data, and hashes of what was asked for and of what was found.
+    """
+
+    test: CaptionedImages
+    images: Tensor
+    captions: Tensor
+    image: Tensor
+    text: Tensor
+    image_of_text: Tensor
+    dropped: Tally
+    facts: Mapping[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For a score."""
+        return {"images": len(self.images), "captions": len(self.captions)}
+
+    def caption(self, row: int) -> str:
+        """The text of a row of `text`."""
+        return self.test.captions[int(self.captions[row])]
+
+    def file(self, row: int) -> bytes:
+        """The encoded image of a row of `image`."""
+        return self.test.images.read(int(self.images[row]))
+
+
+def embed_captioned(
+    source: CaptionedSource, encoder: Encoder, skip_unusable: bool, left_out: Tensor | None = None
+) -> Matched:
+    """Open a test and embed it; every rank must call it.
+
+    Args:
+        source: of the test.
+        encoder: the model.
+        skip_unusable: go on without images that cannot be used.
+        left_out: bool (all images,), those that are not to count.
+
+    Raises:
+        ValueError: images cannot be used.
+    """
+    test = on_all_ranks(source.open)
+    image = encoder.images(test.images, test.name)
+    image.check(test.images.keys, test.name, skip_unusable)
+    text = encoder.texts(test.captions, test.name)
+    if rank() != 0:
+        none = test.image_of_caption[:0]
+        return Matched(test, none, none, image.rows, text.rows, none, Tally(), {})
+    keep = image.usable if left_out is None else image.usable & ~left_out
+    images, row = keep.nonzero().flatten(), keep.cumsum(0) - 1
+    captions = keep[test.image_of_caption].nonzero().flatten()
+    owner = row[test.image_of_caption[captions]]
+    dropped = Tally(test.dropped + image.dropped)
+    return Matched(test, images, captions, image.rows[images], text.rows[captions], owner, dropped, _facts(test, image))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """N images of a test and their classes.
+
+    Attributes:
+        test: what they are of.
+        rows: float32 (N, D).
+        labels: int64 (N,), numbers of `test.classes`.
+        dropped: images of the test that cannot be used, by reason.
+        facts: data, and hashes of what was asked for and of what was found.
+    """
+
+    test: LabelledImages
+    rows: Tensor
+    labels: Tensor
+    dropped: Tally
+    facts: Mapping[str, Any]
+
+    def labels_as(self, classes: Sequence[str]) -> Tensor:
+        """int64 (N,), the images' classes by their numbers in a training set's `classes`.
+
+        Raises:
+            ValueError: images are of classes that are not among them.
+        """
+        number = {name: place for place, name in enumerate(classes)}
+        if unknown := sorted({self.test.classes[label] for label in self.labels.unique().tolist()} - number.keys()):
+            raise ValueError(
+                f"{self.test.name} has images of {len(unknown)} classes that the training set, of {len(classes)}, has "
+                f"not: {', '.join(unknown[:NAMED])}. Use sets whose classes have the same names"
+            )
+        return torch.tensor([number.get(name, -1) for name in self.test.classes])[self.labels]
+
+
+def embed_labelled(source: LabelledSource, encoder: Encoder, skip_unusable: bool) -> Labelled:
+    """As `embed_captioned`."""
+    test = on_all_ranks(source.open)
+    image = encoder.images(test.images, test.name)
+    image.check(test.images.keys, test.name, skip_unusable)
+    if rank() != 0:
+        return Labelled(test, image.rows, test.labels[:0], Tally(), {})
+    dropped = Tally(test.dropped + image.dropped)
+    return Labelled(test, image.rows[image.usable], test.labels[image.usable], dropped, _facts(test, image))
+
+
+def _facts(test: CaptionedImages | LabelledImages, image: Embedded) -> dict[str, Any]:
+    return {"data": test.name, "data_sha256": image.data_sha256, "split_sha256": test.digest}

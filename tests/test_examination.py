@@ -1,0 +1,166 @@
+"""Exams in the middle of training: when, on what, what is logged and saved, and that training does not notice."""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import rows, run, weights
+
+from align_train.engine import read_checkpoint, recalibration, throughput
+from align_train.evaluation import Encoder
+from align_train.models.batch_norm import tracking_layers
+
+Overrides = Callable[..., list[str]]
+EXAM = (
+    "+exams.drawn={{_target_: align_train.evaluation.Retrieval, "
+    "data: {{_target_: align_train.data.testsets.ShardPairs, shards: '{}/*.tar', name: drawn}}}}"
+)
+
+
+@pytest.fixture
+def examined(tiny_run: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Overrides:
+    """Overrides of a run of 6 steps with an exam on the validation shards."""
+    monkeypatch.setattr(recalibration, "BATCHES", 2)
+    return lambda name="run", *more: tiny_run(name, EXAM.format(tmp_path / "validation"), *more)
+
+
+def scores(folder: Path, name: str = "i2t_r5") -> dict[int, float]:
+    return {int(row["step"]): float(value) for row in rows(folder) if (value := row.get(f"exam/drawn/{name}"))}
+
+
+def test_exams_are_taken_every_so_many_steps_and_at_the_end(examined: Overrides) -> None:
+    folder = run(examined("run", "examine_every=2", "max_steps=5", "trainer.log_every_n_steps=3"))
+    assert list(scores(folder)) == [2, 4, 5]
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == sorted(set(steps))  # one row a step, in order
+    last = run(examined("last", "max_steps=5"))
+    assert scores(last) == {5: scores(folder)[5]}
+    assert (folder / "contact_sheet_drawn.png").is_file()
+
+
+def test_training_does_not_notice(examined: Overrides) -> None:
+    more = ("model.text.dropout=0.1", "model.vision.stochastic_depth=0.5")
+    plain, often = run(examined("plain", *more)), run(examined("often", *more, "examine_every=1"))
+    assert list(scores(often)) == [1, 2, 3, 4, 5, 6]
+    losses = [[row["loss"] for row in rows(folder)] for folder in (plain, often)]
+    assert losses[0] == losses[1]
+    first, second = weights(plain), weights(often)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert scores(often)[6] == scores(plain)[6]
+
+
+@pytest.mark.parametrize(("warm", "told"), [(5.0, "recalibrated on 2 training batches"), (0.0, "running statistics")])
+def test_statistics_are_measured_anew_where_they_are_cold_and_put_back(
+    examined: Overrides, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, warm: float, told: str
+) -> None:
+    monkeypatch.setattr(recalibration, "WARM", warm)
+    seen = []
+    images = Encoder.images
+
+    def noted(self: Encoder, *given: object) -> object:
+        assert not torch.is_autocast_enabled("cpu")
+        seen.append([layer.running_mean.clone() for layer in tracking_layers(self.model)])
+        return images(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "images", noted)
+    with caplog.at_level("INFO", "align_train.engine.examination"):
+        folder = run(
+            examined("run", "examine_every=2", "checkpoint_every=2", "max_steps=3", "trainer.precision=bf16-mixed")
+        )
+    assert f"step 2, {told}" in caplog.text.replace("statistics recalibrated", "recalibrated")
+    checkpoint = read_checkpoint(folder)  # of the end
+    assert len(seen) == 2
+    held = [value for name, value in checkpoint["state_dict"].items() if name.endswith("running_mean")]
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], held, strict=True))
+
+
+def test_cold_statistics_are_put_back(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint in the middle has the running statistics, not those of the exam."""
+    plain = run(examined("plain", "max_steps=2", "schedule.total_steps=6"))
+    del plain
+    kept = {}
+    for name, every in (("without", "null"), ("with", "2")):
+        folder = run(examined(name, "max_steps=3", "checkpoint_every=2", f"examine_every={every}", "validate_every=2"))
+        best = weights(folder, "best")  # of step 2
+        kept[name] = {key: value for key, value in best.items() if "running" in key or "tracked" in key}
+    assert kept["with"]
+    assert all(torch.equal(kept["with"][key], value) for key, value in kept["without"].items())
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_the_best_checkpoint_by_an_exam(examined: Overrides, mode: str) -> None:
+    more = ("examine_every=1", "best.by=exam/drawn/t2i_median_rank", f"best.mode={mode}", "data.validation=null")
+    folder = run(examined("run", *more, "optimizer.lr=0.02"))
+    found = scores(folder, "t2i_median_rank")
+    wanted = (max if mode == "max" else min)(found.values())
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"]
+    assert best == min(step for step, value in found.items() if value == wanted)
+    assert len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["best.by=exam/drawn/i2t_r1"], "best.by is exam/drawn/i2t_r1, so set examine_every"),
+        (["best.by=exam/other/i2t_r1", "examine_every=2"], "name an exam as exam/NAME/VALUE: there are drawn"),
+        (
+            ["best.by=exam/drawn/i2t_r3", "examine_every=2"],
+            "i2t_r3, which no exam gives: choose one of .*exam/drawn/i2t_r1,",
+        ),
+        (["examine_every=0"], "examine_every is 0; it must be a whole number"),
+        (["encoding.precision=fp4"], "choose float32 or bf16"),
+    ],
+)
+def test_what_cannot_be_is_refused(examined: Overrides, words: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message):  # Hydra wraps what a constructor raises
+        run(examined("run", *words))
+
+
+def test_the_time_of_exams_is_not_trainings(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift, images = [0.0], Encoder.images
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: time.monotonic() + shift[0])
+
+    def slow(self: Encoder, *given: object) -> object:
+        shift[0] += 1000.0
+        return images(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Encoder, "images", slow)
+    folder = run(examined("run", "examine_every=2", "max_steps=5"))
+    assert shift[0] == 3000.0
+    assert json.loads((folder / "result.json").read_text())["training_seconds"] < 1000.0
+
+
+def one_of(number: int, runs: list[list[str]], port: int) -> None:
+    """One of two ranks."""
+    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
+    recalibration.BATCHES = 2
+    for words in runs:
+        run(words)
+
+
+def test_two_ranks_take_the_exams_together(examined: Overrides, tmp_path: Path) -> None:
+    more = (
+        "examine_every=2", "best.by=exam/drawn/i2t_median_rank", "best.mode=min", "encoding.batch_size=5",
+        "max_steps=3", "model.text.dropout=0.0", "data.validation=null",
+    )  # fmt: skip
+    alone = run(examined("alone", *more))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    trainers = ("default", "sharded")
+    shared = [
+        examined(name, *more, f"trainer={name}", "trainer.accelerator=cpu", "trainer.devices=2") for name in trainers
+    ]
+    torch.multiprocessing.spawn(one_of, (shared, port), nprocs=2)
+    for name in trainers:
+        assert list(scores(tmp_path / name)) == [2, 3]
+        for score in ("i2t_r5", "t2i_r5", "i2t_median_rank"):
+            assert scores(tmp_path / name, score) == scores(alone, score)
+        assert (tmp_path / name / "checkpoints" / "best.ckpt").is_file()
