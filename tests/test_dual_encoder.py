@@ -337,7 +337,7 @@ def changed(path, **values):
 
 def test_another_kind_of_model(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    expected = "holds a 'bert' model: dual encoders of type align, clip, siglip, vision-text-dual-encoder can be loaded"
+    expected = "holds a 'bert' model: only those of type align, clip, siglip, vision-text-dual-encoder can be loaded"
     with pytest.raises(ValueError, match=expected):
         load_dual_encoder(tmp_path)
     (tmp_path / "config.json").write_text("{}")

@@ -26,6 +26,8 @@ README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "data.md").read_text()
 SHARDS = (ROOT / "docs" / "shards.md").read_text()
 SCALE = (ROOT / "docs" / "scale.md").read_text()
+EXAMS = (ROOT / "docs" / "exams.md").read_text()
+GUIDES = GUIDE + SHARDS + SCALE + EXAMS
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
@@ -125,7 +127,7 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
 
 
 @pytest.mark.parametrize(
-    "words", [words for words in commands(GUIDE + SHARDS + SCALE) if words[0] == "align-train"], ids=" ".join
+    "words", [words for words in commands(GUIDES) if words[0] == "align-train"], ids=" ".join
 )
 def test_command_of_a_guide_composes(words: list[str], tmp_path: Path) -> None:
     overrides = words[2:]
@@ -154,7 +156,7 @@ LINK = r"\]\((?!http)([^)#]+)\)"
 @pytest.mark.parametrize(
     "target",
     [ROOT / link for link in re.findall(LINK, README)]
-    + [ROOT / "docs" / link for link in re.findall(LINK, GUIDE + SHARDS + SCALE)],
+    + [ROOT / "docs" / link for link in re.findall(LINK, GUIDES)],
 )
 def test_link(target: Path) -> None:
     assert target.exists()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AlignModel,
@@ -26,6 +25,7 @@ from transformers import (
 
 from align_train.corpus.images import decode
 from align_train.data.inputs import Inputs
+from align_train.hub.pretrained import kind_of, whole_model
 from align_train.models.align import normalised
 
 KINDS: dict[str, type[PreTrainedModel]] = {
@@ -132,21 +132,7 @@ def load_dual_encoder(folder_or_repo: str | Path) -> DualEncoder:
             do not fit the model.
         OSError: there is no such folder, nor such a repository within reach; or it has no safetensors.
     """
-    kind = _kind(folder_or_repo)
-    try:
-        model, report = KINDS[kind].from_pretrained(
-            folder_or_repo, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"the weights of {folder_or_repo} are broken or do not fit its config.json: write or download the folder "
-            f"again ({str(error).strip()})"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"the weights of {folder_or_repo} lack {len(missing)} tensors, the first is {missing[0]}: they would stay "
-            "random; write or download the folder again"
-        )
+    model = whole_model(KINDS[kind_of(folder_or_repo, KINDS)], folder_or_repo)
     inputs = ProcessorInputs(_image_processor(folder_or_repo), *_text_settings(folder_or_repo, model.config))
     _check_shape(inputs, folder_or_repo)
     _check_pooling(inputs, model.config.text_config, folder_or_repo)
@@ -163,22 +149,6 @@ def weights_digest(model: nn.Module) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _kind(folder_or_repo: str | Path) -> str:
-    try:
-        kind = PreTrainedConfig.get_config_dict(folder_or_repo)[0].get("model_type")
-    except OSError as error:
-        raise OSError(
-            f"{folder_or_repo} is neither a folder with a model nor a repository within reach: name an exported "
-            f"folder, or a hub id such as openai/clip-vit-base-patch32 ({error})"
-        ) from error
-    if kind not in KINDS:
-        found = f"a {kind!r}" if kind else "no"
-        raise ValueError(
-            f"{folder_or_repo} holds {found} model: dual encoders of type {', '.join(KINDS)} can be loaded"
-        )
-    return kind
 
 
 def _image_processor(folder_or_repo: str | Path) -> BaseImageProcessor:

@@ -6,6 +6,7 @@ from transformers import AlignConfig, AlignModel, AutoTokenizer
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
 from align_train.data.tokens import load_tokenizer
+from align_train.hub.pretrained import kind_of, whole_model
 from align_train.models import Align
 from align_train.models.building import BatchNorm, repair
 from align_train.records import Preprocessing
@@ -20,24 +21,10 @@ def load_hf(folder_or_repo: str | Path) -> Align:
         ValueError: the folder holds another architecture or vocabulary, or its weights are not complete.
         OSError: there is no such folder, nor such a repository within reach.
     """
-    try:
-        kind = AlignConfig.get_config_dict(folder_or_repo)[0].get("model_type")
-    except OSError as error:
-        raise OSError(
-            f"{folder_or_repo} is neither a folder nor a repository within reach: name an exported folder, or a hub id "
-            f"such as kakaobrain/align-base ({error})"
-        ) from error
-    if kind != "align":
-        found = f"a {kind!r}" if kind else "no"
-        raise ValueError(f"{folder_or_repo} holds {found} model: only 'align' models can be loaded")
+    kind_of(folder_or_repo, ["align"])
     config = AlignConfig.from_pretrained(folder_or_repo)
     model = Align(config, _preprocessing(folder_or_repo), _bounds(config.temperature_init_value))
-    plain, report = AlignModel.from_pretrained(folder_or_repo, use_safetensors=True, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"the weights of {folder_or_repo} lack {len(missing)} tensors, the first is {missing[0]}: they would stay "
-            "random; write or download the folder again"
-        )
+    plain = whole_model(AlignModel, folder_or_repo)
     repair(model, BatchNorm("virtual", group_size=16, momentum=0.01))  # as the reference trained
     model.load_state_dict(plain.state_dict())
     return model
