@@ -69,6 +69,22 @@ def write_metadata(folder: Path) -> None:
         pq.write_table(table.slice(100 * number, 100), folder / f"{number:05d}.parquet")
 
 
+def write_test_sets(folder: Path) -> None:
+    """COCO's Karpathy split and ImageNet's validation images in little."""
+    (folder / "coco" / "val2014").mkdir(parents=True)
+    entries = []
+    for n in range(12):
+        name = f"COCO_val2014_{n:012d}.jpg"
+        (folder / "coco" / "val2014" / name).write_bytes(drawn_image(n))
+        sentences = [{"raw": f"drawing {n}, told {k} times"} for k in range(5)]
+        entries.append({"filepath": "val2014", "filename": name, "split": "test", "cocoid": n, "sentences": sentences})
+    (folder / "coco" / "dataset_coco.json").write_text(json.dumps({"images": entries, "dataset": "coco"}))
+    for number, wnid in enumerate(("n01440764", "n01443537", "n02012849")):
+        (folder / "imagenet" / "val" / wnid).mkdir(parents=True)
+        for n in range(2):
+            (folder / "imagenet" / "val" / wnid / f"{n}.JPEG").write_bytes(drawn_image(10 * number + n))
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[str]], None]]:
     """Runs commands one after the other in one folder, as a reader would."""
@@ -80,6 +96,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list
         (photos / row["file_name"]).write_bytes(drawn_image(n))
     (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     write_metadata(folder / "coyo" / "data")
+    write_test_sets(folder)
     before, given = Path.cwd(), sys.argv
     os.chdir(folder)
 
@@ -126,9 +143,7 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
         session(words[1:])
 
 
-@pytest.mark.parametrize(
-    "words", [words for words in commands(GUIDES) if words[0] == "align-train"], ids=" ".join
-)
+@pytest.mark.parametrize("words", [words for words in commands(GUIDES) if words[0] == "align-train"], ids=" ".join)
 def test_command_of_a_guide_composes(words: list[str], tmp_path: Path) -> None:
     overrides = words[2:]
     if overrides[0] == "--config-dir":
@@ -155,8 +170,7 @@ LINK = r"\]\((?!http)([^)#]+)\)"
 
 @pytest.mark.parametrize(
     "target",
-    [ROOT / link for link in re.findall(LINK, README)]
-    + [ROOT / "docs" / link for link in re.findall(LINK, GUIDES)],
+    [ROOT / link for link in re.findall(LINK, README)] + [ROOT / "docs" / link for link in re.findall(LINK, GUIDES)],
 )
 def test_link(target: Path) -> None:
     assert target.exists()
