@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from test_engine import rows, run, weights
 
-from align_train.engine import read_checkpoint, recalibration, throughput
+from align_train.engine import Examination, StopOnSignal, read_checkpoint, recalibration, throughput
 from align_train.evaluation import Encoder
 from align_train.models.batch_norm import tracking_layers
 
@@ -80,10 +82,8 @@ def test_statistics_are_measured_anew_where_they_are_cold_and_put_back(
     assert all(torch.equal(a, b) for a, b in zip(seen[1], held, strict=True))
 
 
-def test_cold_statistics_are_put_back(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cold_statistics_are_put_back(examined: Overrides) -> None:
     """The checkpoint in the middle has the running statistics, not those of the exam."""
-    plain = run(examined("plain", "max_steps=2", "schedule.total_steps=6"))
-    del plain
     kept = {}
     for name, every in (("without", "null"), ("with", "2")):
         folder = run(examined(name, "max_steps=3", "checkpoint_every=2", f"examine_every={every}", "validate_every=2"))
@@ -91,6 +91,55 @@ def test_cold_statistics_are_put_back(examined: Overrides, monkeypatch: pytest.M
         kept[name] = {key: value for key, value in best.items() if "running" in key or "tracked" in key}
     assert kept["with"]
     assert all(torch.equal(kept["with"][key], value) for key, value in kept["without"].items())
+
+
+def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while that step is done."""
+    plain = StopOnSignal.on_train_batch_end
+
+    def press(self: StopOnSignal, trainer: L.Trainer, *given: Any) -> None:
+        self._asked = trainer.global_step == step
+        plain(self, trainer, *given)
+
+    monkeypatch.setattr(StopOnSignal, "on_train_batch_end", press)
+
+
+def test_a_stop_does_not_wait_for_exams_and_a_resume_makes_up_for_them(
+    examined: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(examined("whole", "examine_every=2"))
+    with monkeypatch.context() as patch:
+        stopped_at(4, patch)
+        with pytest.raises(SystemExit):
+            run(examined("parted", "examine_every=2"))
+    folder = Path(next(word for word in examined("parted") if word.startswith("folder=")).partition("=")[2])
+    assert list(scores(folder)) == [2]
+    run(examined("parted", "examine_every=2", f"resume={folder}"))
+    assert scores(folder) == scores(whole)
+    assert list(scores(folder)) == [2, 4, 6]
+
+
+def test_scores_of_a_run_that_is_killed_after_its_checkpoint_are_logged(
+    examined: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(examined("run", "examine_every=3", "max_steps=3", "schedule.total_steps=6"))
+    state = read_checkpoint(folder)["callbacks"]["Examination"]
+    assert state == {"last": 3, "untold": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Examination,
+            "on_train_batch_start",
+            lambda *given: (_ for _ in ()).throw(OSError("killed")) if given[1].global_step == 3 else None,
+        )
+        with pytest.raises(OSError, match="killed"):
+            run(examined("killed", "examine_every=3", "checkpoint_every=3", "data.validation=null"))
+    folder = Path(next(word for word in examined("killed") if word.startswith("folder=")).partition("=")[2])
+    assert scores(folder) == {}
+    taken = []
+    monkeypatch.setattr(Examination, "_take", lambda self, trainer, module: taken.append(trainer.global_step))
+    run(examined("killed", "examine_every=3", "data.validation=null", "max_steps=5", f"resume={folder}"))
+    assert list(scores(folder)) == [3, 5]
+    assert taken == []
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])

@@ -16,6 +16,7 @@ from align_train.evaluation import Encoder, Encoding, Exam, metrics_of, take_exa
 from align_train.models import Align
 
 log = logging.getLogger(__name__)
+HEADS = ("i2t_r1", "t2i_r1", "top1", "r1")  # what the log tells of each taking
 
 
 class Examination(L.Callback):
@@ -46,24 +47,39 @@ class Examination(L.Callback):
         self._every, self._watched, self._after = every, watched, after
         self._step, self._entries = -1, dict[str, dict[str, Any]]()
         self._untold: dict[str, float] = {}
+        self._last = 0  # step of the last taking in training, also before a resume
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After a stop that did not wait for the exams of its step, take them now."""
+        if trainer.global_step and self._due(trainer) and self._last != trainer.global_step:
+            self._take(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Take the exams if it is time; checkpoints are saved after this."""
-        if not self._exams or not self._every or trainer.global_step % self._every:
+        """Take the exams if it is time; checkpoints are saved after this. A run that was told to stop does not wait."""
+        if not self._due(trainer) or trainer.should_stop:
             return
+        self._take(trainer, pl_module)
+        pl_module.log_dict(self._untold, logger=False)  # for the checkpoints; loggers wait for the step's own row
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        return bool(self._exams and self._every) and trainer.global_step % self._every == 0
+
+    def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignTraining)
         with settled_statistics(pl_module.model, trainer.global_step, trainer.datamodule) as statistics:
             self._untold = metrics_of(self.taken(pl_module.model, trainer.global_step))
+        self._last = trainer.global_step
         if rank() == 0:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in self._untold.items() if "_r1" in name)
+            shown = ", ".join(
+                f"{name} {value:.4g}" for name, value in self._untold.items() if name[-3:] in ("_r1", "op1")
+            )
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
         if self._watched and self._watched not in self._untold:
             raise ValueError(
                 f"best.by is {self._watched}, which no exam gives: choose one of {', '.join(sorted(self._untold))}"
             )
-        pl_module.log_dict(self._untold, logger=False)  # for the checkpoints; loggers wait for the step's own row
         if self._after:
             self._after()
 
@@ -76,6 +92,14 @@ class Examination(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log."""
         self._tell(trainer, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last taking, and what of it the loggers have yet to be told."""
+        return {"last": self._last, "untold": dict(self._untold)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._last, self._untold = state_dict["last"], state_dict["untold"]
 
     def at_end(self, trainer: L.Trainer, model: Align) -> dict[str, dict[str, Any]]:
         """Entries of result.json's "exams" for the trained model, whose statistics are settled; all ranks must call."""

@@ -14,7 +14,14 @@ from align_train.evaluation.contact_sheet import contact_sheet
 from align_train.evaluation.encoder import Encoder
 from align_train.evaluation.exam import TIES, Outcome, Score, Value
 from align_train.evaluation.matched import Matched, embed_captioned
-from align_train.metrics import chance_recall, mean_interval, median_interval, median_rank, retrieval_ranks
+from align_train.metrics import (
+    chance_median_rank,
+    chance_recall,
+    mean_interval,
+    median_interval,
+    median_rank,
+    retrieval_ranks,
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,12 @@ class Retrieval:
         ranks = [x.cpu() for x in retrieval_ranks(image, text, owner)]
         units = [torch.arange(len(matched.image)), matched.image_of_text]
         chance = chance_recall(matched.image_of_text, len(matched.image), self.ks)
+        chance |= chance_median_rank(matched.image_of_text, len(matched.image))
         values: dict[str, Value] = {}
         for way, found, unit in zip(("i2t", "t2i"), ranks, units, strict=True):
             values |= {f"{way}_r{k}": _recall(found < k, unit, chance[f"{way}_r{k}"]) for k in self.ks}
-            values[f"{way}_median_rank"] = Value(median_rank(found), *median_interval(found, unit))
+            median = f"{way}_median_rank"
+            values[median] = Value(median_rank(found), *median_interval(found, unit), chance[median])
         return Score("retrieval", values, matched.counts, matched.dropped, {**matched.facts, **self._facts()})
 
     def _facts(self) -> dict[str, Any]:

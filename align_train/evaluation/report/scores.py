@@ -156,8 +156,8 @@ def percent(share: float) -> str:
 
 
 def rank(number: float) -> str:
-    """A rank: whole, or the mean of two."""
-    return f"{number:.6g}"
+    """A rank: whole, or between two."""
+    return f"{number:.1f}".removesuffix(".0")
 
 
 def plain(number: float) -> str:
