@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from align_train.cli.models import Examined, is_checkpoint, load_examined, newest_run, run_folder
 from align_train.cli.scoring import build_exams, facts_of, tell, write_result
 from align_train.distributed import rank
-from align_train.engine import needs_recalibration
+from align_train.engine import keep_freed_memory, needs_recalibration
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import EmbeddingFolder, Encoder, take_exams
 
@@ -22,10 +22,12 @@ def evaluate(config: DictConfig) -> None:
     if not config.exams:
         raise ValueError("no exam is chosen: give exams=[retrieval_sample], or a file of your own in --config-dir")
     exams, encoding = build_exams(config.exams), instantiate(config.encoding)
+    device = start_ranks(config)
     source = newest_run(config.checkpoint)
     folder = result_folder(config, source)
     examined = load_examined(source)
-    device = start_ranks(config)
+    if device.type == "cpu":
+        keep_freed_memory()
     examined.model.to(device)
     facts = {**facts_of(examined.model, examined.inputs, encoding, device), **origin(source, examined)}
     encoder = Encoder(examined.model, examined.inputs, device, encoding, kept(config.embed, facts))

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.data import AlignInputs, Inputs
+from align_train.distributed import rank
 from align_train.engine import PairData, StreamData, load_weights, read_checkpoint
 from align_train.hub import load_dual_encoder
 from align_train.models import Align
@@ -61,7 +62,8 @@ def newest_run(source: str) -> str:
     if not runs:
         return source
     newest = max(runs, key=lambda run: (run / "checkpoints" / "last.ckpt").stat().st_mtime)
-    print(f"the newest of {len(runs)} runs in {folder}: {newest}")
+    if rank() == 0:
+        print(f"the newest of {len(runs)} runs in {folder}: {newest}")
     return str(newest)
 
 

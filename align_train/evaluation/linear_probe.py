@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from align_train.data.testsets import LabelledSource
 from align_train.distributed import on_rank_zero
+from align_train.evaluation.accuracy import accuracies
 from align_train.evaluation.embedded import NAMED
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score, Value
+from align_train.evaluation.exam import TIES, Outcome, Score
 from align_train.evaluation.matched import Labelled, embed_labelled
 from align_train.metrics import (
     choose_probe,
-    class_mean_interval,
-    mean_interval,
-    mean_per_class,
     probe_ranks,
     without_class,
 )
+from align_train.metrics.linear_probe import MOST_FITS
 from align_train.records import Tally
 
 
@@ -63,15 +63,10 @@ class LinearProbe:
             fit = features, labels
             choose = validation.rows.to(device), _labels(validation, train).to(device)
         asked = _labels(test, train)
-        probe = choose_probe(fit, choose)
+        with tqdm(desc="linear probe", unit="fit", total=MOST_FITS, delay=3) as bar:
+            probe = choose_probe(fit, choose, progress=lambda *tried: bar.update())
         ranks = probe_ranks(probe, test.rows.to(device), asked.to(device)).cpu()
-        values = {}
-        for k in (k for k in self.ks if k < len(classes)):
-            hits = ranks < k
-            values[f"top{k}"] = Value(hits.double().mean().item(), *mean_interval(hits), k / len(classes))
-        right, (there, present) = ranks < 1, asked.unique(return_inverse=True)
-        per_class = mean_per_class(right, present, len(there))
-        values["mean_per_class"] = Value(per_class, *class_mean_interval(right, asked), 1 / len(classes))
+        values = accuracies(ranks, asked, len(classes), self.ks)
         sets = [train, test, *([validation] if validation else [])]
         facts = {
             **test.facts,

@@ -5,14 +5,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from align_train.data.testsets import LabelledSource
 from align_train.distributed import on_rank_zero
+from align_train.evaluation.accuracy import share_of_hits
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score, Value
+from align_train.evaluation.exam import TIES, Outcome, Score
 from align_train.evaluation.matched import Labelled, embed_labelled
-from align_train.metrics import mean_interval, neighbour_ranks, without_class
+from align_train.metrics import neighbour_ranks, without_class
 from align_train.records import Tally
+
+TOGETHER = 4096  # test images that are compared at a time, between two signs of progress
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,13 @@ class Neighbours:
     def _score(self, train: Labelled, test: Labelled, device: torch.device) -> Score:
         labels = test.labels_as(train.test.classes)
         query, bank, of_query, of_bank = (x.to(device) for x in (test.rows, train.rows, labels, train.labels))
-        ranks = neighbour_ranks(query, bank, of_query, of_bank, max(self.ks)).cpu()
+        ranks = []
+        with tqdm(total=len(query), desc="neighbours", unit="image", delay=3) as bar:
+            for some, theirs in zip(query.split(TOGETHER), of_query.split(TOGETHER), strict=True):
+                ranks.append(neighbour_ranks(some, bank, theirs, of_bank, max(self.ks)).cpu())
+                bar.update(len(some))
         chance = _chance(labels, train.labels, self.ks)
-        values = {}
-        for k in self.ks:
-            hits = ranks < k
-            values[f"r{k}"] = Value(hits.double().mean().item(), *mean_interval(hits), chance[k])
+        values = {f"r{k}": share_of_hits(torch.cat(ranks) < k, chance[k]) for k in self.ks}
         counts = {
             "images": len(labels),
             "training_images": len(train.labels),
@@ -61,5 +66,5 @@ class Neighbours:
 
 def _chance(labels: Tensor, bank: Tensor, ks: Sequence[int]) -> dict[int, float]:
     """The share of hits where the nearest are drawn at random: 1 - (1 - p)^k for a class that is p of all."""
-    share = (torch.bincount(bank, minlength=int(labels.max()) + 1) / len(bank)).double()[labels]
+    share = (torch.bincount(bank, minlength=int(labels.max()) + 1).double() / len(bank))[labels]
     return {k: (1 - (1 - share) ** k).mean().item() for k in ks}

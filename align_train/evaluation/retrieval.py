@@ -10,6 +10,7 @@ from torch import Tensor
 
 from align_train.data.testsets import CaptionedSource, ShardPairs
 from align_train.distributed import on_all_ranks, on_rank_zero, rank
+from align_train.evaluation.accuracy import share_of_hits
 from align_train.evaluation.contact_sheet import contact_sheet
 from align_train.evaluation.encoder import Encoder
 from align_train.evaluation.exam import TIES, Outcome, Score, Value
@@ -17,7 +18,6 @@ from align_train.evaluation.matched import Matched, embed_captioned
 from align_train.metrics import (
     chance_median_rank,
     chance_recall,
-    mean_interval,
     median_interval,
     median_rank,
     retrieval_ranks,
@@ -68,7 +68,7 @@ class Retrieval:
         chance |= chance_median_rank(matched.image_of_text, len(matched.image))
         values: dict[str, Value] = {}
         for way, found, unit in zip(("i2t", "t2i"), ranks, units, strict=True):
-            values |= {f"{way}_r{k}": _recall(found < k, unit, chance[f"{way}_r{k}"]) for k in self.ks}
+            values |= {f"{way}_r{k}": share_of_hits(found < k, chance[f"{way}_r{k}"], unit) for k in self.ks}
             median = f"{way}_median_rank"
             values[median] = Value(median_rank(found), *median_interval(found, unit), chance[median])
         return Score("retrieval", values, matched.counts, matched.dropped, {**matched.facts, **self._facts()})
@@ -76,7 +76,3 @@ class Retrieval:
     def _facts(self) -> dict[str, Any]:
         exclude = {column: list(values) for column, values in self.exclude.items()}
         return {"ties": TIES, "excluded": exclude, "benchmark": self.benchmark}
-
-
-def _recall(hits: Tensor, unit: Tensor, chance: float) -> Value:
-    return Value(hits.double().mean().item(), *mean_interval(hits, unit), chance)

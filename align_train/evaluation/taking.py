@@ -24,6 +24,7 @@ def take_exams(exams: Mapping[str, Exam], encoder: Encoder, pictures: Path | Non
 
     Raises:
         ValueError: an exam's data is not what it needs; names the exam.
+        OSError: its data cannot be read; likewise.
     """
     entries = {}
     for name, exam in exams.items():
@@ -32,6 +33,8 @@ def take_exams(exams: Mapping[str, Exam], encoder: Encoder, pictures: Path | Non
             outcome = exam.take(encoder)
         except ValueError as error:
             raise ValueError(f"exam {name}: {error}") from error
+        except OSError as error:
+            raise OSError(f"exam {name}: {error}") from error
         seconds = time.monotonic() - clock
         if pictures is not None and outcome.draw is not None and rank() == 0:
             outcome.draw(pictures / f"contact_sheet_{name}.png")

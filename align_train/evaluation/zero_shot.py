@@ -10,19 +10,12 @@ from torch import Tensor
 
 from align_train.data.testsets import LabelledSource
 from align_train.distributed import on_all_ranks, on_rank_zero
+from align_train.evaluation.accuracy import accuracies
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score, Value
+from align_train.evaluation.exam import TIES, Outcome, Score
 from align_train.evaluation.matched import Labelled, embed_labelled
 from align_train.evaluation.prompts import Prompts, load_prompts
-from align_train.metrics import (
-    class_embeddings,
-    class_mean_interval,
-    classification_ranks,
-    confusions,
-    mean_interval,
-    mean_per_class,
-    predictions,
-)
+from align_train.metrics import class_embeddings, classification_ranks, confusions, predictions
 
 WORST = 20  # classes that a score tells of
 TAKEN_FOR = 3  # classes that each of them was taken for
@@ -62,13 +55,7 @@ class ZeroShot:
         image, names = labelled.rows.to(device), prompts.names_of(classes)
         found = class_embeddings(prompted.to(device).unflatten(0, (len(classes), -1)))
         ranks = classification_ranks(image, found, labels.to(device)).cpu() - later_namesakes(names)[labels]
-        values = {}
-        for k in (k for k in self.ks if k < len(classes)):
-            hits = ranks < k
-            values[f"top{k}"] = Value(hits.double().mean().item(), *mean_interval(hits), k / len(classes))
-        right, (there, present) = ranks < 1, labels.unique(return_inverse=True)
-        per_class = mean_per_class(right, present, len(there))  # of those that have images
-        values["mean_per_class"] = Value(per_class, *class_mean_interval(right, labels), 1 / len(classes))
+        values = accuracies(ranks, labels, len(classes), self.ks)
         facts = {
             **labelled.facts,
             "templates": self.templates,

@@ -19,6 +19,7 @@ from align_train.metrics.scores import exact, precision_of
 # CLIP's first round, then the interval around the best is halved down to 8 steps a decade; exponents of ten.
 FIRST_ROUND = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 HALVINGS = (1.0, 0.5, 0.25, 0.125)
+MOST_FITS = len(FIRST_ROUND) + 2 * len(HALVINGS)
 MAX_STEPS = 1000  # of L-BFGS, as in CLIP
 LOGITS = 2**23  # held at a time
 
@@ -47,7 +48,7 @@ def choose_probe(
     validation: tuple[Tensor, Tensor],
     refit: bool = True,
     max_steps: int = MAX_STEPS,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Callable[[float, float], object] | None = None,
 ) -> Probe:
     """Fit with the l2 of the highest validation accuracy; of equal ones, the largest.
 
@@ -58,7 +59,7 @@ def choose_probe(
         validation: likewise.
         refit: fit once more on train and validation together, with the chosen l2, as CLIP does.
         max_steps: of L-BFGS at most, in each fit.
-        progress: called with every l2 and its validation accuracy, at most 15 times.
+        progress: called with every l2 and its validation accuracy, at most MOST_FITS times.
 
     Raises:
         ValueError: shapes do not fit, a value is not finite, one class only, a class of `validation` is not in `train`.
