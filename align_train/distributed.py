@@ -98,16 +98,21 @@ def gather_objects(value: T) -> list[T]:
 
 
 def on_all_ranks(work: Callable[[], T]) -> T:
-    """What `work` gives here; a ValueError or OSError on one rank is one on all, before any waits for the others."""
+    """What `work` gives here; an error on one rank is one on all, before any waits for the others."""
     if world_size() == 1:
         return work()
-    result, error = None, None
+    result: T | None = None
+    failed: Exception | None = None
+    told: Exception | None = None
     try:
         result = work()
-    except (ValueError, OSError) as problem:
-        error = problem
-    if failed := [each for each in gather_objects(error) if each is not None]:
-        raise failed[0]
+    except (ValueError, OSError) as error:  # what a user can cause
+        failed = told = error
+    except Exception as error:  # noqa: BLE001 # the others must not wait for a rank that is gone
+        failed, told = error, RuntimeError(f"{type(error).__name__} on rank {rank()}: {error}")
+    for each in gather_objects(told):
+        if each is not None:
+            raise failed or each
     return cast(T, result)
 
 

@@ -162,7 +162,9 @@ def test_train_resume_evaluate_export(
     result = json.loads((run / "result.json").read_text())
     assert result["exams"]["drawn"]["scores"] == scores["checkpoint"]["scores"]
     assert result["pairs_seen"] == 6 * 16  # what training wrote is still there
-    assert result["batch_norm"] == "statistics recalibrated on 50 training batches"
+    how = result["exams"]["drawn"]["measured"]
+    assert how["batch_norm"] == "statistics recalibrated on 50 training batches"
+    assert how["checkpoint"] == str(run)
     assert scores["checkpoint"]["counts"] == {"images": 24, "captions": 24}
     assert "exam" in capsys.readouterr().out
     recalls = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}

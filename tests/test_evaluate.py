@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -19,10 +21,12 @@ from test_dual_encoder import clip, saved, siglip, vision_text
 from transformers import AlignModel, AlignProcessor
 
 from align_train.cli import main
+from align_train.cli.scoring import write_result
 from align_train.corpus.images import decode
 from align_train.corpus.shards import write_shards
 from align_train.data import AlignInputs
-from align_train.engine.device_speed import device_name
+from align_train.evaluation import published
+from align_train.evaluation.measuring import device_name, software
 from align_train.evaluation.prompts import load_prompts
 from align_train.evaluation.published import PUBLISHED
 from align_train.metrics import class_embeddings, classification_ranks, retrieval_ranks, retrieval_recall
@@ -164,7 +168,10 @@ def test_a_checkpoint_its_export_and_plain_transformers_agree(trained, tmp_path)
     ours, theirs = results["checkpoint"], results["export"]
     assert values(ours) == pytest.approx(values(theirs), abs=1e-5)
     assert ours["weights_sha256"] == theirs["weights_sha256"]
-    assert ours["preprocessing"]["antialias"] is theirs["preprocessing"]["antialias"] is True
+    for exams, source in ((ours["exams"], trained.run), (theirs["exams"], trained.export)):
+        for exam in exams.values():
+            assert exam["measured"]["preprocessing"]["antialias"] is True
+            assert exam["measured"]["checkpoint"] == str(source)
     assert ours["pairs_seen"] == 6 * 16
     assert "pairs_seen" not in theirs
 
@@ -204,13 +211,18 @@ def test_a_checkpoint_its_export_and_plain_transformers_agree(trained, tmp_path)
 def test_result_and_report_say_how_it_was_measured(trained, tmp_path, capsys):
     result = evaluate(trained.run, tmp_path / "out", *on_shards(trained.shards))
     said = capsys.readouterr()
-    assert result["checkpoint"] == str(trained.run)
+    entry = result["exams"]["pairs"]
+    how = entry["measured"]
+    assert result["exams"]["health"]["measured"] == how
+    assert how["checkpoint"] == str(trained.run)
     assert (result["name"], result["seed"], result["steps"], result["batch_size"]) == ("tiny", 1, 6, 16)
-    assert (result["precision"], result["ranks"], result["batch_norm"]) == ("float32", 1, "running statistics")
-    assert result["device"] == device_name(torch.device("cpu"))
+    assert (how["precision"], how["ranks"], how["batch_norm"]) == ("float32", 1, "running statistics")
+    assert how["device"] == device_name(torch.device("cpu"))
+    assert how["software"] == software()
+    assert not how.keys() & result.keys()
     assert len(result["weights_sha256"]) == 64
     assert result["parameters"] > 100_000
-    assert result["preprocessing"] == {
+    assert how["preprocessing"] == {
         "resize": 40,
         "crop": 32,
         "antialias": True,
@@ -218,8 +230,7 @@ def test_result_and_report_say_how_it_was_measured(trained, tmp_path, capsys):
         "interpolation": "bilinear",
         "aspect_ratio": "not kept",
     }
-    assert {"python", "align-train", "torch", "transformers"} <= set(result["software"])
-    entry = result["exams"]["pairs"]
+    assert {"python", "align-train", "torch", "transformers"} <= set(how["software"])
     assert entry["counts"] == {"images": 24, "captions": 24}
     assert len(entry["facts"]["data_sha256"]) == len(entry["facts"]["split_sha256"]) == 64
     out = tmp_path / "out"
@@ -246,6 +257,80 @@ def test_exams_are_added_to_those_that_the_same_weights_have_taken(trained, tmp_
     assert "pairs_seen" not in other
 
 
+def test_each_exam_keeps_how_it_was_measured(trained, tmp_path):
+    shards = on_shards(trained.shards)
+    first = evaluate(trained.run, tmp_path / "out", *shards, "encoding.precision=bf16")
+    words = ["exams=[retrieval_table]", f"exams.table.data.path={table(tmp_path / 'table')}"]
+    then = evaluate(trained.export, tmp_path / "out", *words)  # of the same weights
+    assert list(then["exams"]) == ["pairs", "health", "table"]
+    assert then["exams"]["pairs"] == first["exams"]["pairs"]
+    how = {name: then["exams"][name]["measured"] for name in ("pairs", "table")}
+    assert (how["pairs"]["precision"], how["pairs"]["checkpoint"]) == ("bf16", str(trained.run))
+    assert (how["table"]["precision"], how["table"]["checkpoint"]) == ("float32", str(trained.export))
+    assert (then["name"], then["pairs_seen"]) == ("tiny", 96)
+
+
+def changed_run(trained, folder):
+    """The run with another last.ckpt, and as best.ckpt the one that it had."""
+    run = shutil.copytree(trained.run, folder)
+    checkpoints = run / "checkpoints"
+    shutil.copy(checkpoints / "last.ckpt", checkpoints / "best.ckpt")
+    checkpoint = torch.load(checkpoints / "last.ckpt", weights_only=False)
+    name = next(name for name in checkpoint["state_dict"] if name.endswith("text_projection.bias"))
+    checkpoint["state_dict"][name] += 1e-3
+    torch.save(checkpoint, checkpoints / "last.ckpt")
+    return run
+
+
+def test_results_of_a_run_s_other_checkpoints_have_a_folder_of_their_own(trained, tmp_path):
+    run, words = changed_run(trained, tmp_path / "run"), on_shards(trained.shards)
+    align_train("evaluate", f"checkpoint={run}", "device=cpu", *words)
+    of_last = (run / "result.json").read_bytes()
+    align_train("evaluate", f"checkpoint={run}/checkpoints/best.ckpt", "device=cpu", *words)
+    assert (run / "result.json").read_bytes() == of_last
+    of_best = json.loads((run / "evaluate" / "best" / "result.json").read_text())
+    assert of_best["weights_sha256"] != json.loads(of_last)["weights_sha256"]
+    for name in ("report.md", "report.html", "contact_sheet_pairs.png"):
+        assert (run / "evaluate" / "best" / name).is_file()
+    shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
+    (run / "evaluate" / "best" / "result.json").unlink()
+    align_train("evaluate", f"checkpoint={run}/checkpoints/best.ckpt", "device=cpu", *words)  # the same weights now
+    assert not (run / "evaluate" / "best" / "result.json").exists()
+    entry = json.loads((run / "result.json").read_text())["exams"]["pairs"]
+    assert entry["measured"]["checkpoint"].endswith("best.ckpt")
+
+
+def test_statistics_are_what_the_checkpoint_says_or_cold_ones_whatever_its_path(trained, tmp_path, capsys):
+    run = shutil.copytree(trained.run, tmp_path / "run")
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["recipe"], changes = re.subn(r"momentum: 0\.9\b", "momentum: 0.01", checkpoint["recipe"])
+    assert changes == 1  # 500 steps would warm it up
+    for says, told in (
+        ("statistics recalibrated on 2 training batches", "statistics recalibrated on 2 training batches"),
+        (None, "running statistics, which so few steps do not warm up"),
+    ):
+        torch.save(checkpoint | {"statistics": says}, path)
+        result = evaluate(run, tmp_path / "out", *on_shards(trained.shards))
+        assert result["exams"]["pairs"]["measured"]["batch_norm"] == told
+        assert ("note: 6 steps are too few" in capsys.readouterr().out) is (says is None)
+
+
+def test_evaluations_at_the_same_time_keep_each_other_s_exams(tmp_path):
+    facts = {"weights_sha256": "ab" * 32}
+
+    def write(name):
+        entry = {"kind": "health", "scores": {}, "measured": {}}
+        write_result(tmp_path, {name: entry}, facts, {"checkpoint": "x"})
+
+    names = [f"exam{number}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, names))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert sorted(result["exams"]) == sorted(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
 # Models of others
 
 
@@ -263,10 +348,11 @@ def test_any_dual_encoder_is_scored_as_plain_transformers_embeds(tmp_path, make,
              f"exams.table.data.path={table(tmp_path / 'table')}",
              f"exams.folders.data.path={class_folders(tmp_path / 'photos')}"]  # fmt: skip
     result = evaluate(tmp_path / "hf", tmp_path / "out", *words)
-    how = result["preprocessing"]
+    how = result["exams"]["table"]["measured"]["preprocessing"]
     assert (how["processor"], how["interpolation"], how["antialias"]) == (processor, interpolation, True)
     assert set(how) > {"size", "crop", "mean", "std", "max_tokens", "padding"}
-    assert result["checkpoint"] == str(tmp_path / "hf")
+    assert result["exams"]["table"]["measured"]["checkpoint"] == str(tmp_path / "hf")
+    assert f"this run: {tmp_path / 'hf'}" in (tmp_path / "out" / "report.md").read_text()
     assert {name: exam["kind"] for name, exam in result["exams"].items()} == {
         "table": "retrieval",
         "folders": "zero_shot",
@@ -328,7 +414,11 @@ def data_of_every_exam(tmp_path):
     }  # fmt: skip
 
 
-def test_every_exam_runs_and_published_numbers_stand_in_rows_of_their_own(trained, tmp_path, capsys):
+def test_every_exam_runs_and_published_numbers_stand_in_rows_of_their_own(trained, tmp_path, monkeypatch, capsys):
+    small = {"images": 12, "training_images": 12, "classes": 3, "templates": 80}
+    for (kind, benchmark), counts in published.REQUIRED.items():  # as if the papers had so little data
+        few = {name: small[name] for name in counts} if benchmark == "imagenet" else {"images": 6, "captions": 30}
+        monkeypatch.setitem(published.REQUIRED, (kind, benchmark), few)
     options = data_of_every_exam(tmp_path)
     assert set(options) == {path.stem for path in (config_folder() / "exams").glob("*.yaml")}
     words = [word for of in options.values() for word in of]
@@ -345,7 +435,8 @@ def test_every_exam_runs_and_published_numbers_stand_in_rows_of_their_own(traine
     assert result["exams"]["imagenet"]["facts"]["class_names"] == "imagenet"
     assert {each["name"] for each in result["exams"]["imagenet"]["facts"]["worst_classes"]} == set(IMAGENET.values())
     assert result["exams"]["coco"]["counts"] == {"images": 6, "captions": 30}
-    assert result["exams"]["coco"]["dropped"] == {"further_caption": 6}
+    assert result["exams"]["coco"]["dropped"] == {}
+    assert result["exams"]["coco"]["facts"]["left_out"] == {"further_caption": 6}
     assert result["exams"]["unseen_rendering_no_flags"]["counts"] == {"images": 8, "captions": 8}
     assert result["exams"]["category_neighbours"]["counts"]["classes"] == 3
     benchmarks = {name: exam["facts"].get("benchmark") for name, exam in result["exams"].items()}
@@ -391,6 +482,23 @@ def test_a_run_without_such_an_exam_has_no_number_beside_published_ones(trained,
     assert all("published: " in row for row in others)
 
 
+def test_a_small_set_that_claims_to_be_a_benchmark_is_not_compared(trained, tmp_path, capsys):
+    words = coco(karpathy(tmp_path / "coco"))
+    result = evaluate(trained.run, tmp_path / "out", *words)
+    facts = result["exams"]["coco"]["facts"]
+    says = (
+        "Not the test that the published scores of coco are of: 6 images instead of 5,000; 30 captions instead of "
+        "25,000."
+    )
+    assert (facts["benchmark"], facts["not_compared"]) == (None, says)
+    said = capsys.readouterr().out
+    assert f"coco: {says}" in said
+    assert "published: " not in said
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert f"coco: {says}" in report
+    assert "no such exam taken" in report
+
+
 # Embeddings that are kept
 
 
@@ -415,12 +523,7 @@ def test_kept_embeddings_are_used_again_by_the_same_weights_alone(trained, tmp_p
             del exam["seconds"], exam["taken"]
     assert again["exams"] == first["exams"]
 
-    run = shutil.copytree(trained.run, tmp_path / "other")
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
-    name = next(name for name in checkpoint["state_dict"] if name.endswith("text_projection.bias"))
-    checkpoint["state_dict"][name] += 1e-3
-    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
-    other = evaluate(run, tmp_path / "third", *words)
+    other = evaluate(changed_run(trained, tmp_path / "other"), tmp_path / "third", *words)
     assert other["weights_sha256"] != first["weights_sha256"]
     assert len([where for where in decoded if "pair-" in where]) == 24
     assert len(list((tmp_path / "kept").iterdir())) == 2 * len(files)
@@ -441,7 +544,7 @@ def test_two_processes_score_as_one(trained, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two" / "result.json").read_text())
-    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert [{exam["measured"]["ranks"] for exam in each["exams"].values()} for each in (one, two)] == [{1}, {2}]
     assert values(two) == pytest.approx(values(one), abs=1e-6, rel=1e-6)
     assert {name: exam["facts"]["data_sha256"] for name, exam in two["exams"].items()} == {
         name: exam["facts"]["data_sha256"] for name, exam in one["exams"].items()
@@ -546,13 +649,31 @@ def no_such_device(folder):
     return [*photos(folder), "device=tpu"], "device is 'tpu', but this machine has cpu"
 
 
+def name_of_a_path(folder):
+    exam = "{_target_: align_train.evaluation.Health, data: null}"
+    return [
+        "exams=none",
+        f"+exams={{a/b: {exam}}}",
+    ], "an exam is named 'a/b', but files and metrics are called after it"
+
+
+def bad_result(folder):
+    class_folders(folder / "photos")
+    (folder / "out").mkdir()
+    (folder / "out" / "result.json").write_text("{")
+    return photos(folder, templates="nowhere.json"), (  # found out before the exam is begun
+        f"ValueError: {folder}/out/result.json is not JSON (Expecting property name enclosed in double quotes: line 1 "
+        "column 2 (char 1)): move it away, or write to another folder"
+    )
+
+
 def no_path(folder):
     return ["exams=[zero_shot_folders]"], "these settings have no default, give them: exams.folders.data.path=..."
 
 
 REFUSED = [gone, image_without_caption, caption_without_image, empty_split, duplicate_names, no_placeholder, one_class,
            class_without_images, names_of_other_classes, broken_image, no_exam, no_shards, no_such_device,
-           no_path]  # fmt: skip
+           no_path, name_of_a_path, bad_result]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", REFUSED, ids=[make.__name__ for make in REFUSED])
@@ -565,12 +686,13 @@ def test_what_cannot_be_scored_is_refused_in_one_line_with_names_and_counts(trai
     assert told.startswith("align-train evaluate: ")
     assert message in told
     assert hint == "(set ALIGN_TRAIN_TRACEBACK=1 for the traceback)"
-    assert not (tmp_path / "out" / "result.json").exists()
+    out = tmp_path / "out"
+    assert not out.exists() or all(path.read_text() == "{" for path in out.iterdir())
 
 
 def test_an_image_that_cannot_be_used_is_skipped_and_counted_if_asked_for(trained, tmp_path, capsys):
     words, _ = broken_image(tmp_path)
-    result = evaluate(trained.run, tmp_path / "out", *words, "+exams.folders.skip_unusable=true")
+    result = evaluate(trained.run, tmp_path / "out", *words, "exams.folders.skip_unusable=true")
     assert result["exams"]["folders"]["dropped"] == {"corrupt_image": 1}
     assert result["exams"]["folders"]["counts"]["images"] == 11
-    assert "folders left out 1 (corrupt_image 1): its scores are of the rest." in capsys.readouterr().out
+    assert "folders could not use 1 (corrupt_image 1): its scores are of the rest." in capsys.readouterr().out

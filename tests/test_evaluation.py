@@ -1,7 +1,9 @@
 """Embedding in any split, embeddings kept and used again, the retrieval exam, and the contact sheet."""
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -11,17 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import drawn_pair, small_text
+from conftest import drawn_image, drawn_pair, small_text
 from PIL import Image
 from test_models import small
 
 from align_train.data import AlignInputs, find_shards, load_tokenizer
 from align_train.data.images import pixels_of
-from align_train.data.testsets import CaptionedImages, ShardPairs
+from align_train.data.testsets import CaptionedImages, HubDataset, ShardPairs
+from align_train.data.testsets.files import ImageFiles
+from align_train.data.testsets.shard_images import ShardImages
 from align_train.distributed import on_all_ranks, on_rank_zero
 from align_train.evaluation import EmbeddingFolder, Encoder, Encoding, Retrieval, contact_sheet, reading
+from align_train.evaluation import embedded as storing
 from align_train.evaluation.contact_sheet import GAP, RIGHT, TEXT_WIDTH, TILE, WRONG
-from align_train.evaluation.matched import Matched
+from align_train.evaluation.embedded import Embedded
+from align_train.evaluation.matched import Matched, embed_captioned
 from align_train.records import Preprocessing, Tally
 
 
@@ -190,6 +196,19 @@ def one_rank(number, folder, shards, port):
     except ValueError as error:
         found["refused"] = str(error)
 
+    def failing(self, place):
+        if number == 1 and place == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return read(self, place)
+
+    read, ShardImages.read = ShardImages.read, failing
+    for batch_size in (1, 64):
+        try:
+            embedded(shards, Known(by_chance, by_chance), batch_size=batch_size)
+        except OSError as error:
+            found[f"full, {batch_size} a batch"] = str(error)
+    ShardImages.read = read
+
     def only_here():
         if number == 1:
             raise ValueError("a disk of this rank alone")
@@ -225,6 +244,9 @@ def test_three_ranks_embed_each_once_and_in_order(make_shards, tmp_path):
         assert other["score"] == (recalls(alone), alone.counts, {"corrupt_image": 1})
         assert other["refused"].startswith("1 of the 11 images of drawn cannot be used")
         assert other["all"] == "a disk of this rank alone"
+        for name in ("full, 1 a batch", "full, 64 a batch"):
+            assert other[name].startswith("pair-00004 in ")
+            assert "No space left on device" in other[name]
         assert other["zero"] == 7
 
 
@@ -248,6 +270,45 @@ def test_an_exam_without_a_usable_image_is_an_error(make_shards, perfect):
         score(exam(folder, skip_unusable=True), perfect)
 
 
+def refusing(monkeypatch, *numbers, error):
+    """The shards' images of these numbers cannot be read."""
+    read = ShardImages.read
+
+    def one(self, number):
+        if number in numbers:
+            raise error
+        return read(self, number)
+
+    monkeypatch.setattr(ShardImages, "read", one)
+
+
+def test_images_that_cannot_be_read_are_lost_and_told_of_by_name(make_shards, perfect, monkeypatch, caplog):
+    refusing(monkeypatch, 2, 7, error=OSError(errno.EIO, "Input/output error"))
+    folder = make_shards(10)
+    told = r"2 of the 10 images of drawn cannot be used \(unreadable 2\).*pair-00002, pair-00007.*skip_unusable=true"
+    with pytest.raises(ValueError, match=told):
+        score(exam(folder), perfect)
+    shown = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert len(shown) == 2
+    assert shown[0].startswith("pair-00002 in ")
+    assert shown[0].endswith("cannot be read: [Errno 5] Input/output error")
+    found = score(exam(folder, skip_unusable=True), perfect)
+    assert (found.dropped, found.counts["images"]) == ({"unreadable": 2}, 8)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_what_the_machine_lacks_is_no_fault_of_an_image(make_shards, perfect, monkeypatch, number):
+    refusing(monkeypatch, 2, error=OSError(number, "cannot"))
+    with pytest.raises(OSError, match=r"pair-00002 in .*cannot be read: \[Errno \d+\] cannot. Free what this machine"):
+        score(exam(make_shards(4), skip_unusable=True), perfect)
+
+
+def test_a_disk_that_gives_up_is_no_fault_of_an_image(make_shards, perfect, monkeypatch):
+    refusing(monkeypatch, 2, error=TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        score(exam(make_shards(4), skip_unusable=True), perfect)
+
+
 def test_a_disk_that_does_not_answer_is_named(make_shards, perfect, monkeypatch):
     folder = make_shards(4)
     ended = threading.Event()
@@ -263,6 +324,13 @@ def test_pairs_are_left_out_by_sidecar_column(make_shards, perfect):
     assert found.counts == {"images": 10, "captions": 10}
     assert found.values["i2t_r5"].chance == 0.5
     assert found.facts["excluded"] == {"parity": ["odd"]}
+    assert (found.facts["left_out"], found.dropped) == ({"excluded": 10}, {})
+    whole = score(exam(folder), perfect).facts
+    assert whole["left_out"] == {}
+    assert found.facts["split_sha256"] != whole["split_sha256"]
+    spoil(make_shards(20, pairs_per_shard=20, name="spoilt"), 1, b"<html>")
+    spoilt = score(exam(folder.with_name("spoilt"), exclude={"parity": ["odd"]}, skip_unusable=True), perfect)
+    assert (spoilt.facts["left_out"], spoilt.dropped) == ({"excluded": 9}, {"corrupt_image": 1})
     both = exam(folder, exclude={"parity": ["odd"], "key": [drawn_pair(0).key]})
     assert score(both, perfect).counts["images"] == 9
     with pytest.raises(ValueError, match="no image of drawn is left: exclude takes all of them"):
@@ -342,6 +410,87 @@ def test_embeddings_are_kept_and_used_again(make_shards, perfect, monkeypatch, t
     files[0].write_bytes(b"no parquet")
     with pytest.raises(ValueError, match=r"drawn-images-.*\.parquet holds no embeddings of align_train"):
         exercise.take(encoder_of(perfect, kept))
+
+
+def test_kept_embeddings_come_back_bit_by_bit_from_many_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(storing, "TOGETHER", 4)
+    folder, rows = EmbeddingFolder(tmp_path, {}), torch.randn(11, 5)
+    for hashes, lost in ((torch.arange(11) - 5, {3: "unreadable", 10: "corrupt_image"}), (storing.NO_HASHES, {})):
+        folder.write(tmp_path / "some.parquet", [str(number) for number in range(11)], Embedded(rows, hashes, lost))
+        assert pq.read_metadata(tmp_path / "some.parquet").num_row_groups == 3
+        found = folder.read(tmp_path / "some.parquet")
+        assert torch.equal(found.rows, rows)
+        assert torch.equal(found.hashes, hashes)
+        assert found.lost == lost
+
+
+def test_nothing_is_copied_where_all_images_count(make_shards, perfect):
+    made, data = encoder_of(perfect), ShardPairs(str(make_shards(6)))
+    images, texts = made.images(data.open().images, "one"), made.texts(data.open().captions, "one")
+    matched = embed_captioned(data, made, skip_unusable=False)
+    assert matched.image.data_ptr() == images.rows.data_ptr()
+    assert matched.text.data_ptr() == texts.rows.data_ptr()
+
+
+def photos(folder, *numbers):
+    folder.mkdir(exist_ok=True)
+    for place, number in enumerate(numbers):
+        (folder / f"{place}.jpg").write_bytes(drawn_image(number))
+        os.utime(folder / f"{place}.jpg", ns=(0, 0))
+
+
+def test_one_relative_path_in_two_working_directories_is_two_images(perfect, monkeypatch, tmp_path):
+    kept, seen = EmbeddingFolder(tmp_path / "kept", {}), counted(monkeypatch)
+    images, hashes = ImageFiles(("a",), ("0.jpg",)), []
+    for number, name in enumerate(("one", "two")):
+        photos(tmp_path / name, number)
+        monkeypatch.chdir(tmp_path / name)
+        hashes.append(encoder_of(perfect, kept).images(images, "photos").hashes)
+    assert not torch.equal(*hashes)
+    assert seen == ["_images", "_images"]
+    assert torch.equal(encoder_of(perfect, kept).images(images, "photos").hashes, hashes[1])
+    assert len(seen) == 2
+
+
+def test_a_file_that_changed_under_its_name_is_embedded_anew(perfect, monkeypatch, tmp_path):
+    kept, seen = EmbeddingFolder(tmp_path / "kept", {}), counted(monkeypatch)
+    photos(tmp_path / "set", 0, 1)
+    images, made = (
+        ImageFiles(("a", "b"), (str(tmp_path / "set/0.jpg"), str(tmp_path / "set/1.jpg"))),
+        encoder_of(perfect, kept),
+    )
+    before = made.images(images, "photos")
+    assert made.images(images, "photos") is before
+    (tmp_path / "set/1.jpg").write_bytes(drawn_image(2))
+    after = made.images(images, "photos")
+    assert torch.equal(after.rows[0], before.rows[0])
+    assert not torch.equal(after.rows[1], before.rows[1])
+    assert len(seen) == len(list(kept.path.iterdir())) == 2
+
+
+def test_an_image_that_could_not_be_read_is_read_another_time(perfect, tmp_path):
+    photos(tmp_path / "set", 0, 1)
+    kept, paths = EmbeddingFolder(tmp_path / "kept", {}), [str(tmp_path / "set" / f"{number}.jpg") for number in (0, 1)]
+    images = ImageFiles(("a", "b"), tuple(paths))
+    os.rename(paths[1], tmp_path / "away.jpg")
+    assert encoder_of(perfect, kept).images(images, "photos").lost == {1: "unreadable"}
+    assert not kept.path.exists()
+    os.rename(tmp_path / "away.jpg", paths[1])
+    assert encoder_of(perfect, kept).images(images, "photos").lost == {}
+    assert len(list(kept.path.iterdir())) == 1
+
+
+def test_two_splits_of_a_dataset_are_embedded_each(perfect, tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image  # slow, and ranks import this module
+
+    features = Features({"image": Image(), "label": ClassLabel(names=["ant", "bee"])})
+    rows = [{"image": [drawn_image(first), drawn_image(first + 1)], "label": [0, 1]} for first in (0, 2)]
+    splits = {name: Dataset.from_dict(each, features) for name, each in zip(("train", "test"), rows, strict=True)}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    made = encoder_of(perfect, EmbeddingFolder(tmp_path / "kept", {}))
+    train, test = (HubDataset(str(tmp_path / "saved"), split).open() for split in splits)
+    found = [made.images(each.images, "dataset").hashes for each in (train, test)]
+    assert not torch.equal(*found)
 
 
 def frame_colours(path, line, place):

@@ -14,8 +14,9 @@ import pytest
 import torch
 from test_engine import rows, run, weights
 
+from align_train.cli.models import load_model
 from align_train.engine import Examination, StopOnSignal, read_checkpoint, recalibration, throughput
-from align_train.evaluation import Encoder
+from align_train.evaluation import Encoder, Taken
 from align_train.models.batch_norm import tracking_layers
 
 Overrides = Callable[..., list[str]]
@@ -104,6 +105,16 @@ def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopOnSignal, "on_train_batch_end", press)
 
 
+def killed_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that ends that step is done, and nothing after it."""
+
+    def kill(self: Examination, trainer: L.Trainer, *given: Any) -> None:
+        if trainer.global_step == step:
+            raise OSError("killed")
+
+    monkeypatch.setattr(Examination, "on_train_batch_start", kill)
+
+
 def test_a_stop_does_not_wait_for_exams_and_a_resume_makes_up_for_them(
     examined: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,11 +137,7 @@ def test_scores_of_a_run_that_is_killed_after_its_checkpoint_are_logged(
     state = read_checkpoint(folder)["callbacks"]["Examination"]
     assert state == {"last": 3, "untold": {}}
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Examination,
-            "on_train_batch_start",
-            lambda *given: (_ for _ in ()).throw(OSError("killed")) if given[1].global_step == 3 else None,
-        )
+        killed_after(3, patch)
         with pytest.raises(OSError, match="killed"):
             run(examined("killed", "examine_every=3", "checkpoint_every=3", "data.validation=null"))
     folder = Path(next(word for word in examined("killed") if word.startswith("folder=")).partition("=")[2])
@@ -153,9 +160,78 @@ def test_the_best_checkpoint_by_an_exam(examined: Overrides, mode: str) -> None:
     assert len(set(found.values())) > 1
 
 
+def scored(monkeypatch: pytest.MonkeyPatch, by_step: dict[int, float]) -> None:
+    """Every exam says what the steps are given."""
+
+    def taken(self: Examination, model: object, step: int) -> Taken:
+        score = {"value": by_step[step], "low": None, "high": None, "chance": None}
+        entry = {"kind": "health", "scores": {"fit": score}, "counts": {}, "dropped": {}, "facts": {}, "measured": {}}
+        return Taken({"drawn": {**entry, "seconds": 0.0, "taken": "2026-11-22T00:00:00+00:00"}})
+
+    monkeypatch.setattr(Examination, "taken", taken)
+
+
+def test_the_last_step_may_be_the_best(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a validation does not follow it, on which Lightning would wait."""
+    scored(monkeypatch, {2: 0.1, 4: 0.3})
+    folder = run(examined("run", "max_steps=4", "examine_every=2", "validate_every=3", "best.by=exam/drawn/fit"))
+    assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 4
+
+
+def test_a_resumed_run_knows_the_best_score_of_before(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored(monkeypatch, {2: 0.9, 4: 0.2})
+    more = ("examine_every=2", "checkpoint_every=2", "best.by=exam/drawn/fit", "schedule.total_steps=6")
+    with monkeypatch.context() as patch:
+        killed_after(2, patch)
+        with pytest.raises(OSError, match="killed"):
+            run(examined("run", *more))
+    folder = Path(examined("run")[2].partition("=")[2])
+    before = read_checkpoint(folder)["callbacks"]
+    assert [state["best_model_score"] for name, state in before.items() if "exam/drawn" in name] == [torch.tensor(0.9)]
+    run(examined("run", *more, "max_steps=4", f"resume={folder}"))
+    assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 2
+
+
+def test_data_that_are_not_there_are_told_before_training(examined: Overrides) -> None:
+    typo = EXAM.format("typo").replace("+exams.drawn", "+exams.other")
+    with pytest.raises(OSError, match="exam other: no shard matches 'typo/"):
+        run(examined("run", typo))
+    folder = Path(examined("run")[2].partition("=")[2])
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_run_whose_exams_fail_at_the_end_has_a_result(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*given: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Encoder, "images", gone)
+    with pytest.raises(OSError, match="exam drawn: the disk is gone"):
+        run(examined("run", "export=true"))
+    folder = Path(examined("run")[2].partition("=")[2])
+    assert json.loads((folder / "result.json").read_text())["exams"] == {}
+    assert (folder / "hf" / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_says_what_its_statistics_are(examined: Overrides) -> None:
+    folder = run(examined("run", "checkpoint_every=3", "max_steps=4"))
+    told = "statistics recalibrated on 2 training batches"
+    assert read_checkpoint(folder)["statistics"] == load_model(folder).statistics == told
+    assert load_model(folder / "checkpoints" / "best.ckpt").statistics is None  # of the middle
+
+
+def test_recalibration_takes_fewer_large_batches(examined: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recalibration, "BATCHES", 50)
+    monkeypatch.setattr(recalibration, "IMAGES", 40)
+    folder = run(examined("run", "max_steps=3"))  # of 16 pairs
+    assert read_checkpoint(folder)["statistics"] == "statistics recalibrated on 3 training batches"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["best.by=null"], "best.by is None and best.mode 'max': give the name of a metric"),
+        (["best.mode=most"], "best.mode 'most'"),
+        (["best.by=exam/drawn/i2t_r1", "examine_every=100"], "set examine_every to a number of steps up to max_steps"),
         (["best.by=exam/drawn/i2t_r1"], "best.by is exam/drawn/i2t_r1, so set examine_every"),
         (["best.by=exam/other/i2t_r1", "examine_every=2"], "name an exam as exam/NAME/VALUE: there are drawn"),
         (

@@ -554,7 +554,8 @@ def test_images_that_cannot_be_used_are_counted_when_they_are_to_be_skipped(tmp_
     if name == "probe":  # two of six images of a class are not fitted; the test is whole
         counted = "training_images"
     assert found.counts[counted] == whole.counts[counted] - 2
-    assert found.facts["split_sha256"] == whole.facts["split_sha256"]  # the same was asked for
+    before, after = (each.facts.get("training", each.facts)["split_sha256"] for each in (whole, found))
+    assert before != after  # it is of what counts
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -595,12 +596,14 @@ def test_what_is_left_keeps_its_own_class_and_caption(tmp_path):
     assert (found.counts["images"], found.counts["captions"], found.dropped) == (10, 20, {"corrupt_image": 2})
 
 
-def test_what_a_set_leaves_out_itself_is_counted_beside_lost_images_also_of_a_validation_set(tmp_path):
+def test_what_a_set_leaves_out_itself_is_counted_apart_from_lost_images_also_of_a_validation_set(tmp_path):
     train, test, validation = (folders(tmp_path / f"{k}", {w: [n[k]] for w, n in SIX.items()}) for k in range(3))
     (tmp_path / "2" / "red" / "notes.txt").touch()
     (tmp_path / "2" / "green" / "006.jpg").write_bytes(b"<html>")
     found = score(LinearProbe(train, test, validation, skip_unusable=True), naming(said_of(SIX)))
-    assert found.dropped == {"no_image_file": 1, "corrupt_image": 1}
+    assert found.dropped == {"corrupt_image": 1}
+    assert found.facts["validation"]["left_out"] == {"no_image_file": 1}
+    assert found.facts["left_out"] == found.facts["training"]["left_out"] == {}
     assert found.counts["images"] == 6
     with pytest.raises(ValueError, match="1 of the 6 images of 2 cannot be used"):
         score(LinearProbe(train, test, validation), naming(said_of(SIX)))
@@ -614,14 +617,14 @@ def test_a_benchmark_is_told_of(tmp_path):
 
 
 def test_entries_are_json_that_reads_back_equal_and_metrics_by_name(tmp_path):
-    entries = take_exams(exams_on(tmp_path), encoder(Known(spread)))
+    entries = take_exams(exams_on(tmp_path), encoder(Known(spread))).entries
     assert json.loads(json.dumps(entries, allow_nan=False)) == entries
     kinds = {"names": "zero_shot", "near": "neighbours", "probe": "linear_probe", "health": "health"}
     assert {name: entry["kind"] for name, entry in entries.items()} == kinds
     for entry in entries.values():
-        assert set(entry) == {"kind", "scores", "counts", "dropped", "facts", "seconds", "taken"}
+        assert set(entry) == {"kind", "scores", "counts", "dropped", "facts", "measured", "seconds", "taken"}
         assert all(set(each) == {"value", "low", "high", "chance"} for each in entry["scores"].values())
-        assert {"data", "data_sha256", "split_sha256", "precision"} <= set(entry["facts"])
+        assert {"data", "data_sha256", "split_sha256", "left_out"} <= set(entry["facts"])
         for each in entry["scores"].values():
             assert each["low"] is None or each["low"] <= each["value"] <= each["high"]
     assert metrics_of(entries)["exam/near/r1"] == entries["near"]["scores"]["r1"]["value"]
@@ -657,7 +660,7 @@ def test_scores_do_not_depend_on_batches_and_threads(tmp_path):
     exams, model = exams_on(tmp_path), small(text={"vocabulary": 30_522})
 
     def numbers(**settings):
-        entries = take_exams(exams, encoder(model, **settings))
+        entries = take_exams(exams, encoder(model, **settings)).entries
         found = {f"{name}/{way}": entry["facts"].get(way) for name, entry in entries.items()
                  for way in ("data_sha256", "split_sha256", "worst_classes")}  # fmt: skip
         return metrics_of(entries), found

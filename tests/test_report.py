@@ -5,12 +5,17 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
-from align_train.evaluation.published import COLUMNS, PUBLISHED
+from align_train.evaluation import Outcome, Score, Value, take_exams
+from align_train.evaluation.measuring import device_name, software
+from align_train.evaluation.published import COLUMNS, PUBLISHED, REQUIRED
 from align_train.evaluation.report import comparison, comparison_text, scores_text, write_report
+from align_train.records import Tally
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 BENCHMARKS = {
@@ -30,6 +35,7 @@ def value(share, low=None, high=None, chance=None):
 def exam(kind, scores, benchmark=None, **more):
     facts = {"data": f"data/{kind}", "data_sha256": "ab" * 32, "benchmark": benchmark, **more.pop("facts", {})}
     entry = {"kind": kind, "scores": scores, "counts": {"images": 1850}, "dropped": {}, "facts": facts}
+    entry["measured"] = {"checkpoint": "runs/1", "preprocessing": {"resize": 48, "antialias": True}, "device": "a GPU"}
     return {**entry, "seconds": 2.5, "taken": "2026-11-21T23:59:00+00:00", **more}
 
 
@@ -45,6 +51,7 @@ def retrieval(benchmark=None, i2t=0.2354, t2i=0.2541, **more):
         )
     }
     facts = {"ties": "a wrong candidate comes first", "training": {"data": "d", "split_sha256": "ef" * 32}}
+    facts |= more.pop("facts", {})
     counts = {"images": 1850, "captions": 9250, "odd_ones": 77}
     return exam("retrieval", scores, benchmark, counts=counts, facts=facts, **more)
 
@@ -63,7 +70,6 @@ def result(**more):
         "pairs_seen": 307200,
         "parameters": 4213377,
         "weights_sha256": "0123456789abcdef" * 4,
-        "preprocessing": {"resize": 48, "antialias": True},
         "exams": {"unseen": retrieval()},
         **more,
     }
@@ -150,7 +156,7 @@ def test_numbers_and_facts_of_the_result_are_in_both_reports(tmp_path):
         assert "images 1,850, captions 9,250, odd ones 77" in text
         assert "training split, SHA-256" in text
         assert "ef" * 32 in text
-        assert "Nothing was dropped" in text
+        assert "No image was lost" in text
     assert "![unseen](contact_sheet_unseen.png)" in (tmp_path / "report.md").read_text()
 
 
@@ -170,11 +176,53 @@ def test_the_same_files_give_the_same_reports(tmp_path):
 def test_what_was_dropped_is_loud(tmp_path):
     content = result(exams={"unseen": retrieval(dropped={"undecodable image": 3, "no caption": 1})})
     markdown, html = reports(write_run(tmp_path, content))
-    says = "unseen left out 4 (undecodable image 3, no caption 1): its scores are of the rest."
+    says = "unseen could not use 4 (undecodable image 3, no caption 1): its scores are of the rest."
     assert f"**Attention: {says}**" in markdown
     assert f'<p class="loud">{says}</p>' in html
-    assert "Nothing was dropped" not in markdown + html
+    assert "No image was lost" not in markdown + html
     assert scores_text(content["exams"]).splitlines()[-1] == says
+
+
+def test_what_a_protocol_leaves_out_is_told_quietly(tmp_path):
+    content = result(exams={"unseen": retrieval(facts={"left_out": {"further_caption": 10, "excluded": 3}})})
+    markdown, html = reports(write_run(tmp_path, content))
+    assert "- left out: further caption 10, excluded 3" in markdown
+    assert "No image was lost" in markdown
+    assert "Attention" not in markdown
+    assert 'class="loud"' not in html
+
+
+def test_each_exam_says_how_it_was_measured_and_what_is_equal_is_said_once(tmp_path):
+    exams = {"coco": retrieval(), "near": exam("neighbours", {"r1": value(0.5)})}
+    exams["near"]["measured"] |= {"device": "a CPU", "preprocessing": {"resize": 64, "antialias": False}}
+    markdown, _ = reports(write_run(tmp_path, result(exams=exams)))
+    how = markdown[markdown.index("## How it was measured") : markdown.index("## Training")]
+    shared, coco, near = how.split("### ")[1:]
+    assert "- checkpoint: runs/1" in shared
+    assert "device" not in shared
+    assert "- device: a GPU" in coco
+    assert "- preprocessing: resize 48, antialias yes" in coco
+    assert "- device: a CPU" in near
+    assert "- preprocessing: resize 64, antialias no" in near
+    assert "device" not in markdown.replace(how, "")
+
+
+def test_contact_sheets_of_exams_that_are_not_in_the_result_are_not_shown(tmp_path):
+    markdown, html = reports(write_run(tmp_path, sheets=["unseen", "of_other_weights"]))
+    assert "of_other_weights" not in markdown + html
+    assert html.count("<img") == 1
+
+
+def test_a_model_without_a_run_is_called_by_where_its_weights_were(tmp_path):
+    content = result(name=None)
+    markdown, _ = reports(write_run(tmp_path, content))
+    assert markdown.startswith("# runs/1: report")
+    assert (comparison(content)[0].model, comparison(content)[0].data) == ("this run: runs/1", "-")
+
+
+def test_the_comparison_says_what_a_run_was_trained_on():
+    assert comparison(result(effective_epochs={"coyo": 1.5, "cc3m": 2}))[0].data == "coyo, cc3m"
+    assert comparison(result(effective_epochs={"stream": 1}))[0].data == "sample"
 
 
 HOSTILE = '<script>alert(1)</script> & "a|b" [x](javascript:y)\nsecond `code` *line*'
@@ -232,6 +280,89 @@ def test_a_score_on_other_data_or_of_another_kind_is_not_compared():
     assert set(comparison(result(exams=exams))[0].scores.values()) == {"-"}
     assert "took none of these exams" in text
     assert "70.0" not in text
+
+
+class Taking:
+    """An exam whose score is known; draws what it is told to."""
+
+    def __init__(self, kind, counts, draw=None, lost=(), **facts):
+        self.score = Score(kind, {"r1": Value(0.5)}, counts, Tally(lost), facts)
+        self.draw = draw
+
+    def take(self, encoder):
+        return Outcome(self.score, self.draw)
+
+
+ENCODER = SimpleNamespace(
+    inputs=SimpleNamespace(facts=lambda: {"resize": 48}),
+    encoding=SimpleNamespace(precision="bf16"),
+    device=torch.device("cpu"),
+)
+
+
+def facts_taken(kind, counts, **more):
+    return take_exams({"it": Taking(kind, counts, **more)}, ENCODER).entries["it"]["facts"]
+
+
+@pytest.mark.parametrize(("kind", "benchmark"), REQUIRED)
+def test_published_numbers_stand_beside_scores_of_their_very_test_alone(kind, benchmark):
+    wanted = REQUIRED[kind, benchmark]
+    found = facts_taken(kind, {**wanted, "others": 3}, benchmark=benchmark, excluded={})
+    assert (found["benchmark"], found["not_compared"]) == (benchmark, None)
+    for name, count in wanted.items():
+        for counts in ({**wanted, name: count - 1}, {other: n for other, n in wanted.items() if other != name}):
+            found = facts_taken(kind, counts, benchmark=benchmark)
+            assert found["benchmark"] is None
+            says = f"{counts.get(name, 0):,} {name.replace('_', ' ')} instead of {count:,}."
+            assert found["not_compared"] == f"Not the test that the published scores of {benchmark} are of: {says}"
+
+
+def test_lost_and_excluded_images_and_unknown_benchmarks_are_not_compared_either():
+    wanted = REQUIRED["retrieval", "coco"]
+    found = facts_taken("retrieval", wanted, benchmark="coco", lost={"corrupt_image": 2})
+    assert found["benchmark"] is None
+    assert "2 images could not be used." in found["not_compared"]
+    found = facts_taken("retrieval", wanted, benchmark="coco", excluded={"category": ["Flags"]})
+    assert found["benchmark"] is None
+    assert "images were excluded by category." in found["not_compared"]
+    found = facts_taken("retrieval", wanted, benchmark="koko")
+    assert found["benchmark"] is None
+    assert "known: flickr30k, coco" in found["not_compared"]
+    assert "not_compared" not in facts_taken("retrieval", wanted, benchmark=None)
+
+
+def test_the_report_says_why_published_numbers_do_not_stand_beside_a_score(tmp_path):
+    says = "Not the test that the published scores of coco are of: 6 images instead of 5,000."
+    content = result(exams={"small": retrieval(facts={"not_compared": says}), "coco": retrieval("coco", 0.141)})
+    for text in (*reports(write_run(tmp_path, content)), comparison_text(content)):
+        assert f"small: {says}" in text
+
+
+def test_an_entry_says_how_it_was_measured():
+    entry = take_exams({"it": Taking("health", {"pairs": 3})}, ENCODER).entries["it"]
+    assert entry["measured"] == {
+        "preprocessing": {"resize": 48},
+        "precision": "bf16",
+        "device": device_name(torch.device("cpu")),
+        "ranks": 1,
+        "software": software(),
+    }
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning_and_no_older_one_stays(tmp_path, caplog):
+    def fails(path):
+        raise OSError(28, "No space left on device")
+
+    exams = {"full": Taking("health", {}, fails), "fine": Taking("health", {}, lambda path: path.write_bytes(b"x"))}
+    (tmp_path / "contact_sheet_full.png").write_bytes(b"of other weights")
+    taken = take_exams(exams, ENCODER)
+    assert list(taken.entries) == ["full", "fine"]
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "contact_sheet_full.png"
+    ]  # nothing is drawn before it is asked
+    taken.draw(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["contact_sheet_fine.png"]
+    assert "contact_sheet_full.png could not be drawn: OSError: [Errno 28] No space left on device" in caplog.text
 
 
 def test_two_exams_on_one_benchmark_are_two_rows_of_this_run():

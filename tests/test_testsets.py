@@ -3,22 +3,30 @@
 import csv
 import json
 import logging
+import os
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import drawn_image, drawn_pair
+from fsspec.implementations.memory import MemoryFileSystem
 from reading import pair_members, write_tar
 
 from align_train.corpus.images import Unusable
 from align_train.corpus.sample_corpus import read_sample
 from align_train.corpus.shards import write_shards
 from align_train.data.captions import Captions
+from align_train.data.storage.cache import Cache
+from align_train.data.storage.shards import Shard
 from align_train.data.testsets import Karpathy, ShardPairs, Table
+from align_train.data.testsets.files import ImageFiles
+from align_train.data.testsets.shard_images import ShardImages
 
 CAPTIONS = [["a red cat", 'the cat, "red"'], ["ünï dog"], ["tree", "tree 2", "a tree"]]
 NAMES = ["one.jpg", "sub/two.jpg", "three.jpg"]
@@ -118,16 +126,102 @@ def test_images_are_read_by_threads_at_once_and_after_pickling(folder, make_shar
             assert list(threads.map(each.images.read, numbers)) == images * 20
 
 
+def digest_of(opened, *without):
+    kept = torch.ones(len(opened.images.keys), dtype=torch.bool)
+    kept[list(without)] = False
+    return opened.digest(kept)
+
+
 def test_the_digest_tells_captions_and_splits_apart_but_not_folders(folder, tmp_path_factory):
-    digest = karpathy(folder).open().digest
+    digest = digest_of(karpathy(folder).open())
     other = tmp_path_factory.mktemp("other")
     (folder / "images").rename(other / "images")
-    assert karpathy(other).open().digest == digest
+    assert digest_of(karpathy(other).open()) == digest
     entries = [entry(name, texts) for name, texts in zip(NAMES, CAPTIONS, strict=True)]
     changed = [entry(NAMES[0], ["a red cat!", CAPTIONS[0][1]]), *entries[1:]]
-    assert karpathy(other, changed).open().digest != digest
-    assert karpathy(other, entries[1:]).open().digest != digest
-    assert karpathy(other, [{**each, "split": "val"} for each in entries], split="val").open().digest == digest
+    assert digest_of(karpathy(other, changed).open()) != digest
+    assert digest_of(karpathy(other, [{**each, "split": "val"} for each in entries], split="val").open()) == digest
+    fewer = digest_of(karpathy(other, entries[1:]).open())
+    assert fewer != digest
+    assert digest_of(karpathy(other, entries).open(), 0) == fewer  # an image that does not count
+
+
+# What lies where
+
+
+def written_again(path, content=None):
+    """The same file name, with a time of writing that any file system tells apart."""
+    if content is not None:
+        path.write_bytes(content)
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 2_000_000_000))
+
+
+@pytest.mark.parametrize("form", ["karpathy", "csv", "parquet with bytes", "shards"])
+def test_identity_changes_when_a_file_is_written_again_under_its_name(folder, make_shards, form):
+    photo, shards = folder / "images" / NAMES[2], make_shards(4)
+    files = {"shards": shards / "00000.tar", "parquet with bytes": folder / "table.parquet"}
+    data = ShardPairs(str(shards)) if form == "shards" else FORMATS[form](folder)
+    opened = data.open()
+    before = opened.images.identity
+    assert replace(data).open().images.identity == before
+    written_again(files.get(form, photo))
+    assert opened.images.identity != before
+
+
+def test_the_same_name_in_two_working_directories_is_two_images(tmp_path, monkeypatch):
+    images, found = ImageFiles(("a",), ("a.jpg",)), []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(b"1234")
+        os.utime(tmp_path / name / "a.jpg", ns=(0, 0))
+        monkeypatch.chdir(tmp_path / name)
+        found.append(images.identity)
+        assert ImageFiles(("a",), (str(tmp_path / name / "a.jpg"),)).identity == found[-1]
+    assert found[0] != found[1]
+
+
+def test_identity_tells_columns_rows_and_members_apart(folder, make_shards):
+    two = {"image": IMAGES, "photo": IMAGES, "caption": ["a", "b", "c"]}
+    table = parquet(folder, two)
+    photo = Table(table.path, image_column="photo").open().images
+    assert table.open().images.identity != photo.identity
+    pairs = ShardPairs(str(make_shards(6))).open().images
+    fewer = ShardImages(pairs.shards, pairs.keys[1:], pairs.places[1:])
+    assert fewer.identity != pairs.identity
+
+
+def test_a_remote_shard_is_known_by_address_and_size_and_not_by_the_time_of_its_copy(tmp_path):
+    store = MemoryFileSystem()
+    store.pipe("/tests/0.tar", b"a" * 1000)
+
+    def identity(folder):
+        return ShardImages([Shard("memory://tests/0.tar", Cache(str(tmp_path / folder)))], (), ()).identity
+
+    first = identity("here")
+    assert identity("there") == first
+    store.pipe("/tests/0.tar", b"a" * 1001)
+    assert identity("later") != first
+    store.rm("/tests", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([entry("\udce9.jpg", ["one"])], "1 of 1 image names are not UTF-8: '\\udce9.jpg'. Rename them"),
+        ([entry("one.jpg", ["a \ud83d cat", "b"])], "1 of 2 captions are not UTF-8: 'a \\ud83d cat'. Write the"),
+    ],
+)
+def test_half_characters_are_refused_by_name(folder, entries, message):
+    (folder / "images" / "\udce9.jpg").write_bytes(IMAGES[0])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        karpathy(folder, entries).open()
+
+
+def test_what_is_lost_and_what_is_not_of_the_set_are_told_apart(folder, make_shards, caplog):
+    caplog.set_level(logging.INFO)
+    karpathy(folder, [entry("one.jpg", [f"caption {n}" for n in range(7)])]).open()
+    assert [(each.levelname, "further_caption 2" in each.message) for each in caplog.records] == [("INFO", True)]
 
 
 # Karpathy's splits
@@ -137,10 +231,11 @@ def test_the_first_five_captions_of_an_image_are_taken_and_the_others_counted(fo
     entries = [entry("one.jpg", [f"caption {n}" for n in range(7)]), entry("three.jpg", ["three"])]
     opened = karpathy(folder, entries).open()
     assert opened.captions == [*(f"caption {n}" for n in range(5)), "three"]
-    assert opened.dropped == {"further_caption": 2}
+    assert opened.left_out == {"further_caption": 2}
+    assert not opened.dropped
     everything = karpathy(folder, entries, captions_per_image=None).open()
     assert len(everything.captions) == 8
-    assert not everything.dropped
+    assert not everything.left_out
     with pytest.raises(ValueError, match="captions_per_image is 0"):
         karpathy(folder, entries, captions_per_image=0)
 

@@ -1,13 +1,17 @@
 """Test sets of images with classes: what is read, and what is refused."""
 
 import json
+import logging
+import os
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import drawn_image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from reading import write_tar
@@ -79,11 +83,60 @@ def test_images_are_read_by_threads_at_once_and_after_pickling(tmp_path, form):
 
 
 def test_the_digest_tells_labels_apart_but_not_folders(tmp_path):
-    digest = class_folders(tmp_path).open().digest
+    def digest(folder, *without):
+        kept = torch.ones(4, dtype=torch.bool)
+        kept[list(without)] = False
+        return ClassFolders(str(tmp_path / folder)).open().digest(kept)
+
+    class_folders(tmp_path)
+    before = digest("classes")
     (tmp_path / "classes").rename(tmp_path / "moved")
-    assert ClassFolders(str(tmp_path / "moved")).open().digest == digest
+    assert digest("moved") == before
+    assert len({before, digest("moved", 1), digest("moved", 2)}) == 3  # of what counts
     (tmp_path / "moved/bee/0.jpg").rename(tmp_path / "moved/ant/0.jpg")
-    assert ClassFolders(str(tmp_path / "moved")).open().digest != digest
+    assert digest("moved") != before
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_identity_changes_when_a_file_is_written_again_under_its_name(tmp_path, form):
+    data = FORMATS[form](tmp_path)
+    opened = data.open()
+    before = opened.images.identity
+    assert replace(data).open().images.identity == before
+    assert pickle.loads(pickle.dumps(opened)).images.identity == before  # noqa: S301 # our own
+    for file in [*tmp_path.rglob("*.arrow"), *tmp_path.rglob("*.tar"), *tmp_path.glob("classes/ant/*")]:
+        os.utime(file, ns=(0, 2_000_000_000))
+    assert opened.images.identity != before
+
+
+def test_splits_and_columns_of_a_dataset_are_other_images(tmp_path):
+    features = Features({"front": Image(), "back": Image(), "label": ClassLabel(names=list(CLASSES))})
+    rows = {"front": IMAGES, "back": IMAGES[::-1], "label": LABELS}
+    splits = {"test": Dataset.from_dict(rows, features), "train": Dataset.from_dict(rows, features)}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+
+    def identity(**settings):
+        return HubDataset(str(tmp_path / "saved"), **settings).open().images.identity
+
+    names = [(split, column) for split in splits for column in ("front", "back")]
+    assert len({identity(split=split, image_column=column) for split, column in names}) == 4
+    assert identity(image_column="back") == identity(image_column="back")
+
+
+def test_a_folder_that_is_no_utf8_is_refused_by_name(tmp_path):
+    (tmp_path / "classes").mkdir()
+    try:
+        os.mkdir(os.fsencode(tmp_path / "classes") + b"/caf\xe9")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (tmp_path / "classes" / os.fsdecode(b"caf\xe9") / "a.jpg").write_bytes(IMAGES[0])
+    data = class_folders(tmp_path, {"ant/b.jpg": 1})
+    with pytest.raises(ValueError, match=re.escape(r"1 of 2 class names are not UTF-8: 'caf\udce9'. Rename them")):
+        data.open()
+    (tmp_path / "classes" / os.fsdecode(b"caf\xe9")).rename(tmp_path / "classes" / "bee")
+    (tmp_path / "classes" / "ant" / os.fsdecode(b"\xff.jpg")).write_bytes(IMAGES[2])
+    with pytest.raises(ValueError, match=re.escape(r"1 of 3 image names are not UTF-8: 'ant/\udcff.jpg'. Rename them")):
+        data.open()
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -119,15 +172,19 @@ def test_classes_without_images_are_refused_unless_they_are_allowed(tmp_path, fo
 def test_images_are_sorted_and_what_is_none_is_counted(tmp_path, caplog):
     files = {"b/2.jpg": 2, "b/10.jpg": 1, "a/x.jpg": 0, "a/.DS_Store": None, "a/list.txt": None}
     more = {"readme.md": None, "loose.jpg": 3, ".git/x.jpg": 3, "a/.hidden/x.jpg": 3, "b/._2.jpg": 3}
+    caplog.set_level(logging.INFO)
     opened = class_folders(tmp_path, files | more).open()
     assert opened.images.keys == ("a/x.jpg", "b/10.jpg", "b/2.jpg")
-    assert opened.dropped == {
+    assert not opened.dropped
+    assert opened.left_out == {
         "hidden_file": 2,
         "hidden_folder": 2,
         "no_image_file": 2,
         "outside_classes": 1,
     }
-    assert "left out hidden_file 2, hidden_folder 2, no_image_file 2, outside_classes 1; 3 images remain" in caplog.text
+    told = "not of the set: hidden_file 2, hidden_folder 2, no_image_file 2, outside_classes 1; 3 images are"
+    assert told in caplog.text
+    assert {each.levelname for each in caplog.records} == {"INFO"}
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):

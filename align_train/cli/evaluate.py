@@ -10,11 +10,12 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from align_train.cli.models import Examined, is_checkpoint, load_examined, newest_run, run_folder
-from align_train.cli.scoring import build_exams, facts_of, tell, write_result
-from align_train.distributed import rank
+from align_train.cli.scoring import build_exams, facts_of, known_result, tell, write_result
+from align_train.data import Inputs
+from align_train.distributed import on_rank_zero, rank
 from align_train.engine import keep_freed_memory, needs_recalibration
 from align_train.engine.recalibration import RUNNING
-from align_train.evaluation import EmbeddingFolder, Encoder, take_exams
+from align_train.evaluation import EmbeddingFolder, Encoder, Encoding, check_exams, take_exams
 
 
 def evaluate(config: DictConfig) -> None:
@@ -23,19 +24,20 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError("no exam is chosen: give exams=[retrieval_sample], or a file of your own in --config-dir")
     exams, encoding = build_exams(config.exams), instantiate(config.encoding)
     device = start_ranks(config)
+    check_exams(exams)
     source = newest_run(config.checkpoint)
-    folder = result_folder(config, source)
     examined = load_examined(source)
+    facts, where = {**facts_of(examined.model), **training_of(examined)}, origin(source, examined)
+    folder = on_rank_zero(lambda: ready_folder(config, source, facts["weights_sha256"]))
     if device.type == "cpu":
         keep_freed_memory()
     examined.model.to(device)
-    facts = {**facts_of(examined.model, examined.inputs, encoding, device), **origin(source, examined)}
-    encoder = Encoder(examined.model, examined.inputs, device, encoding, kept(config.embed, facts))
+    kept = kept_embeddings(config.embed, facts["weights_sha256"], examined.inputs, encoding)
+    taken = take_exams(exams, Encoder(examined.model, examined.inputs, device, encoding, kept))
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    entries = take_exams(exams, encoder, folder)
-    if rank() == 0:
-        tell(folder, write_result(folder, entries, facts))
+        result = write_result(folder, taken.entries, facts, where)
+        taken.draw(folder)
+        tell(folder, result)
 
 
 def start_ranks(config: DictConfig) -> torch.device:
@@ -55,23 +57,37 @@ def start_ranks(config: DictConfig) -> torch.device:
     return fabric.device
 
 
-def result_folder(config: DictConfig, source: str) -> Path:
-    """Where results go: as asked for, the run they are of, or Hydra's new folder."""
-    run = run_folder(Path(source)) if is_checkpoint(Path(source)) else None
-    return Path(config.folder or run or HydraConfig.get().runtime.output_dir)
+def ready_folder(config: DictConfig, source: str, digest: str) -> Path:
+    """Where results go, made, with a result.json that more can be added to, if there is one.
+
+    Raises:
+        ValueError: that file is not of this program: now instead of after all exams.
+    """
+    folder = result_folder(config, Path(source), digest)
+    folder.mkdir(parents=True, exist_ok=True)
+    known_result(folder)
+    return folder
 
 
-def origin(source: str, examined: Examined) -> dict[str, Any]:
+def result_folder(config: DictConfig, source: Path, digest: str) -> Path:
+    """As asked for, the run that results are of, or Hydra's new folder.
+
+    A run's result.json is of its last weights: those of other checkpoints get RUN/evaluate/NAME.
+    """
+    if config.folder or not is_checkpoint(source):
+        return Path(config.folder or HydraConfig.get().runtime.output_dir)
+    run = run_folder(source)
+    if source.is_dir() or source.name == "last.ckpt" or known_result(run).get("weights_sha256") == digest:
+        return run
+    return run / "evaluate" / source.stem
+
+
+def training_of(examined: Examined) -> dict[str, Any]:
     """What is known of a model's training, for result.json."""
     if examined.trained is None:
-        return {"checkpoint": source}
+        return {}
     recipe, steps = examined.trained.recipe, examined.trained.steps
-    cold = needs_recalibration(examined.trained.model, steps) and Path(source).suffix == ".ckpt"
-    if cold and rank() == 0:  # `export` recalibrates, this does not
-        print(f"note: {steps} steps are too few to warm up the batch-norm statistics, so scores may be low")
     return {
-        "checkpoint": source,
-        "batch_norm": RUNNING + (", which so few steps do not warm up" if cold else ""),
         "name": recipe.name,
         "seed": recipe.seed,
         "steps": steps,
@@ -80,10 +96,21 @@ def origin(source: str, examined: Examined) -> dict[str, Any]:
     }
 
 
-def kept(folder: str | None, facts: dict[str, Any]) -> EmbeddingFolder | None:
+def origin(source: str, examined: Examined) -> dict[str, str]:
+    """Where the weights were, and what their batch-norm statistics are, for the exams' entries in result.json."""
+    trained = examined.trained
+    if trained is None:
+        return {"checkpoint": source}
+    if trained.statistics or not needs_recalibration(trained.model, trained.steps):
+        return {"checkpoint": source, "batch_norm": trained.statistics or RUNNING}
+    if rank() == 0:  # `export` recalibrates, this does not
+        print(f"note: {trained.steps} steps are too few to warm up the batch-norm statistics, so scores may be low")
+    return {"checkpoint": source, "batch_norm": f"{RUNNING}, which so few steps do not warm up"}
+
+
+def kept_embeddings(folder: str | None, digest: str, inputs: Inputs, encoding: Encoding) -> EmbeddingFolder | None:
     """Where embeddings are kept, by what they depend on."""
     if folder is None:
         return None
-    return EmbeddingFolder(
-        Path(folder), {name: facts[name] for name in ("weights_sha256", "preprocessing", "precision")}
-    )
+    facts = {"weights_sha256": digest, "preprocessing": inputs.facts(), "precision": encoding.precision}
+    return EmbeddingFolder(Path(folder), facts)

@@ -16,11 +16,19 @@ from align_train.models import Align
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model of one of our checkpoints, its recipe and the steps it was trained."""
+    """A model of one of our checkpoints, and what the checkpoint says of it.
+
+    Attributes:
+        model: on the CPU.
+        recipe: the settings it was trained with.
+        steps: that it was trained.
+        statistics: what its batch-norm statistics are; None where that was not settled, in the middle of training.
+    """
 
     model: Align
     recipe: DictConfig
     steps: int
+    statistics: str | None = None
 
 
 def build_model(config: DictConfig) -> Align:
@@ -79,7 +87,7 @@ def load_model(path: Path) -> Loaded:
     assert isinstance(recipe, DictConfig)
     model = build_model(recipe.model)
     load_weights(model, checkpoint, path)
-    return Loaded(model, recipe, int(checkpoint["global_step"]))
+    return Loaded(model, recipe, int(checkpoint["global_step"]), checkpoint.get("statistics") or None)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.models import build_model, load_model, open_data
 from align_train.cli.scoring import build_exams, facts_of, tell, write_result
-from align_train.data import AlignInputs
 from align_train.distributed import is_sharded, rank
 from align_train.engine import (
     AlignTraining,
@@ -32,7 +31,8 @@ from align_train.engine import (
     keep_freed_memory,
     read_checkpoint,
 )
-from align_train.evaluation import Encoding
+from align_train.evaluation import Encoding, Taken
+from align_train.evaluation.measuring import device_name, software
 from align_train.files import atomic_write
 from align_train.models import Align
 
@@ -40,6 +40,7 @@ from align_train.models import Align
 def train(config: DictConfig) -> None:
     """Build, fit, score, export."""
     check_lengths(config)
+    check_best(config)
     folder = Path(config.folder)
     recipe = OmegaConf.to_yaml(config, resolve=True)
     torch.manual_seed(config.seed)
@@ -60,10 +61,9 @@ def train(config: DictConfig) -> None:
     progress = Progress(budget)
     metrics = MetricsFile(folder)
     encoding: Encoding = instantiate(config.encoding)
-    watched = config.best.by if config.best.by.startswith("exam/") else ""
-    examination = Examination(
-        build_exams(config.exams), encoding, folder, config.examine_every, watched, progress.throughput.go_on
-    )
+    watched = config.best.by if is_of_exam(config.best.by) else ""
+    exams, every = build_exams(config.exams), config.examine_every
+    examination = Examination(exams, encoding, folder, every, watched, progress.throughput.go_on)
     callbacks = [budget, progress, stopping, examination]
     trainer = build_trainer(config, callbacks, metrics, validated=bool(data.validation))
     if trainer.strategy.root_device.type == "cpu":
@@ -77,14 +77,15 @@ def train(config: DictConfig) -> None:
             print(f"stopped at step {trainer.global_step}; go on with: align-train train resume={folder}")
         sys.exit(130)
     module.model.to(trainer.strategy.root_device)
-    statistics = settle(module.model, trainer.global_step, lambda: data)
+    module.statistics = settle(module.model, trainer.global_step, lambda: data)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
     if is_sharded(module.model):
         model = load_model(folder).model.to(trainer.strategy.root_device)
-    exams = examination.at_end(trainer, model)
+    taken, failed = examination.at_end(trainer, model)
     if rank() == 0:
-        how = facts_of(model, AlignInputs(model.preprocessing), encoding, trainer.strategy.root_device)
-        report(config, model, exams, {**facts(config, trainer, progress), **how, "batch_norm": statistics})
+        report(config, model, taken, {**facts(config, trainer, progress), "batch_norm": module.statistics})
+    if failed:
+        raise failed
 
 
 def check_lengths(config: DictConfig) -> None:
@@ -93,14 +94,6 @@ def check_lengths(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
-    every, by = config.examine_every, config.best.by
-    if every is not None and (not isinstance(every, int) or every < 1):
-        raise ValueError(f"examine_every is {every!r}; it must be a whole number of at least 1, or null")
-    if by.startswith("exam/") and (every is None or by.split("/")[1] not in config.exams):
-        raise ValueError(
-            f"best.by is {by}, so set examine_every to a number of steps, and name an exam as exam/NAME/VALUE: there "
-            f"are {', '.join(map(str, config.exams)) or 'none'}"
-        )
     if not isinstance(config.seed, int) or config.seed < 0:
         raise ValueError(f"seed is {config.seed!r}; it must be a whole number of at least 0")
     if config.trainer.get("limit_train_batches") is not None:
@@ -119,6 +112,28 @@ def check_lengths(config: DictConfig) -> None:
         )
 
 
+def is_of_exam(metric: str) -> bool:
+    """True for exam/NAME/VALUE."""
+    return metric.startswith("exam/")
+
+
+def check_best(config: DictConfig) -> None:
+    """Raise ValueError where exams are to be taken at no step, or best.ckpt is to be chosen by what there is not."""
+    every, by, mode = config.examine_every, config.best.by, config.best.mode
+    if every is not None and (not isinstance(every, int) or every < 1):
+        raise ValueError(f"examine_every is {every!r}; it must be a whole number of at least 1, or null")
+    if not isinstance(by, str) or mode not in ("max", "min"):
+        raise ValueError(f"best.by is {by!r} and best.mode {mode!r}: give the name of a metric, and max or min")
+    if not is_of_exam(by):
+        return
+    exam = by.removeprefix("exam/").rpartition("/")[0]
+    if every is None or every > config.max_steps or exam not in config.exams:
+        raise ValueError(
+            f"best.by is {by}, so set examine_every to a number of steps up to max_steps, and name an exam as "
+            f"exam/NAME/VALUE: there are {', '.join(map(str, config.exams)) or 'none'}"
+        )
+
+
 def facts(config: DictConfig, trainer: Trainer, progress: Progress) -> dict[str, Any]:
     """What result.json says of the training."""
     return {
@@ -126,19 +141,22 @@ def facts(config: DictConfig, trainer: Trainer, progress: Progress) -> dict[str,
         "seed": config.seed,
         "steps": trainer.global_step,
         "batch_size": config.data.batch_size,
-        "checkpoint": str(Path(config.folder) / "checkpoints" / "last.ckpt"),
+        "trained_with": {"device": device_name(trainer.strategy.root_device), "software": software()},
         **progress.facts(),
         **trainer.datamodule.facts(),
     }
 
 
-def report(config: DictConfig, model: Align, exams: dict[str, Any], known: dict[str, Any]) -> None:
+def report(config: DictConfig, model: Align, taken: Taken, known: dict[str, Any]) -> None:
     """Sum up, and export."""
     folder = Path(config.folder)
-    result = write_result(folder, exams, known)
+    known = {**known, **facts_of(model)}
+    origin = {"checkpoint": str(folder / "checkpoints" / "last.ckpt"), "batch_norm": known["batch_norm"]}
+    result = write_result(folder, taken.entries, known, origin)
     if config.export:
-        exported = export_model(model, config, folder / "hf", known["steps"], exams)
-        result = write_result(folder, exams, {**known, "export": exported})
+        known["export"] = export_model(model, config, folder / "hf", known["steps"], taken.entries)
+        result = write_result(folder, taken.entries, known, origin)
+    taken.draw(folder)
     tell(folder, result)
     print(f"run folder: {folder}")
 
@@ -179,17 +197,18 @@ def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[Model
         every_n_train_steps=config.checkpoint_every,
         enable_version_counter=False,
     )
-    of_exam = config.best.by.startswith("exam/")
+    of_exam = is_of_exam(config.best.by)
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
         monitor=config.best.by,
         mode=config.best.mode,
         every_n_train_steps=config.examine_every if of_exam else None,
+        save_on_train_epoch_end=of_exam or None,  # or it would wait for a validation after the last step
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    return [last, best] if validated or of_exam else [last]
+    return [best, last] if validated or of_exam else [last]  # last.ckpt knows then what best.ckpt is
 
 
 def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:

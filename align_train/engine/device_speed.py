@@ -1,10 +1,8 @@
 """How fast a device can be at best: what its maker says, or what a matrix product reaches."""
 
-import platform
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -54,17 +52,6 @@ def peak_of(device: torch.device, precision: str = "32-true") -> Peak:
         if known:
             return known
     return measured(device, dtype)
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself: `NVIDIA H100 80GB HBM3`, `AMD EPYC 9575F 64-Core Processor`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def published(name: str, dtype: torch.dtype, tf32: bool = False) -> Peak | None:

@@ -12,7 +12,7 @@ from align_train.data import AlignInputs
 from align_train.distributed import rank
 from align_train.engine.module import AlignTraining
 from align_train.engine.recalibration import settled_statistics
-from align_train.evaluation import Encoder, Encoding, Exam, metrics_of, take_exams
+from align_train.evaluation import Encoder, Encoding, Exam, Taken, check_exams, metrics_of, take_exams
 from align_train.models import Align
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,17 @@ class Examination(L.Callback):
     ) -> None:
         self._exams, self._encoding, self._folder = exams, encoding, folder
         self._every, self._watched, self._after = every, watched, after
-        self._step, self._entries = -1, dict[str, dict[str, Any]]()
+        self._step, self._taken = -1, Taken({}, {})
         self._untold: dict[str, float] = {}
         self._last = 0  # step of the last taking in training, also before a resume
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After a stop that did not wait for the exams of its step, take them now."""
+        """Look whether the exams' data are there; after a stop that did not wait for the exams of its step, take them.
+
+        Raises:
+            ValueError: data are not what an exam needs, now instead of after hours.
+        """
+        check_exams(self._exams)
         if trainer.global_step and self._due(trainer) and self._last != trainer.global_step:
             self._take(trainer, pl_module)
 
@@ -69,7 +74,10 @@ class Examination(L.Callback):
     def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignTraining)
         with settled_statistics(pl_module.model, trainer.global_step, trainer.datamodule) as statistics:
-            self._untold = metrics_of(self.taken(pl_module.model, trainer.global_step))
+            taken = self.taken(pl_module.model, trainer.global_step)
+        taken.draw(self._folder)
+        self._taken = Taken(taken.entries, {})  # embeddings to draw from are not to stay in memory
+        self._untold = metrics_of(taken.entries)
         self._last = trainer.global_step
         if rank() == 0:
             shown = ", ".join(
@@ -101,18 +109,25 @@ class Examination(L.Callback):
         """Go on from there."""
         self._last, self._untold = state_dict["last"], state_dict["untold"]
 
-    def at_end(self, trainer: L.Trainer, model: Align) -> dict[str, dict[str, Any]]:
-        """Entries of result.json's "exams" for the trained model, whose statistics are settled; all ranks must call."""
-        self._untold = metrics_of(self.taken(model, trainer.global_step))
-        self._tell(trainer, trainer.global_step)
-        return self._entries
+    def at_end(self, trainer: L.Trainer, model: Align) -> tuple[Taken, ValueError | OSError | None]:
+        """The exams of the trained model, whose statistics are settled; all ranks must call.
 
-    def taken(self, model: Align, step: int) -> dict[str, dict[str, Any]]:
+        An error is given back, with no exam: hours of training are not to end without a result for want of a score.
+        """
+        try:
+            taken = self.taken(model, trainer.global_step)
+        except (ValueError, OSError) as error:
+            return Taken({}, {}), error
+        self._untold = metrics_of(taken.entries)
+        self._tell(trainer, trainer.global_step)
+        return taken, None
+
+    def taken(self, model: Align, step: int) -> Taken:
         """Of this step; taken once."""
         if step != self._step:
             encoder = Encoder(model, AlignInputs(model.preprocessing), model.temperature.device, self._encoding)
-            self._step, self._entries = step, take_exams(self._exams, encoder, self._folder)
-        return self._entries
+            self._step, self._taken = step, take_exams(self._exams, encoder)
+        return self._taken
 
     def _tell(self, trainer: L.Trainer, step: int) -> None:
         """Once the row of the step before is complete."""

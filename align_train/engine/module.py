@@ -36,6 +36,9 @@ class AlignTraining(L.LightningModule):
         seed: of the random numbers.
         centre_captions: start the text projection's bias at minus the mean of the first batch; see `centre_text`.
         recipe: resolved configuration as YAML text; travels in every checkpoint.
+
+    Attributes:
+        statistics: what the batch-norm statistics are, once that is settled at the end; travels likewise.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class AlignTraining(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.recipe = recipe
+        self.recipe, self.statistics = recipe, ""
         self._make_optimizer, self._schedule = optimizer, schedule
         self._objective, self._seed, self._centre = objective, seed, centre_captions
         self._seen: list[tuple[Tensor, Tensor]] = []
@@ -133,7 +136,7 @@ class AlignTraining(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the recipe beside the weights: a checkpoint says how it was made."""
-        checkpoint["recipe"] = self.recipe
+        checkpoint |= {"recipe": self.recipe, "statistics": self.statistics}
 
     def _log_health(self, image: Tensor, text: Tensor) -> None:
         """A tower that maps all to one point shows here, on up to 256 pairs, long before it shows in the loss."""

@@ -1,5 +1,6 @@
 """When running batch-norm statistics cannot be trusted, and what to do then."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,9 @@ from align_train.models.repairs import set_depths
 
 # After n steps of momentum m the start value still has the weight (1 - m)^n; n = 5 / m leaves e^-5, 0.7 %.
 WARM = 5.0
+# What the statistics are measured on: so many training batches, fewer where these are large.
 BATCHES = 50
+IMAGES = 12_800
 RUNNING = "running statistics"
 
 
@@ -24,13 +27,14 @@ def needs_recalibration(model: Align, steps: int) -> bool:
 
 
 def recalibrate_on(model: Align, data: PairData | StreamData) -> int:
-    """Measure the statistics anew on the first training batches; returns how many were used.
+    """Measure the statistics anew on the first training batches, BATCHES at most; returns how many were used.
 
     Which branches stochastic depth drops in them is drawn anew, always the same.
     """
     set_depths(model, None)
     torch.manual_seed(0)
-    return recalibrate(model, data.recalibration_pixels(BATCHES, model.temperature.device)) // data.parts
+    batches = min(BATCHES, math.ceil(IMAGES / data.batch_size))
+    return recalibrate(model, data.recalibration_pixels(batches, model.temperature.device)) // data.parts
 
 
 def recalibrated(batches: int) -> str:

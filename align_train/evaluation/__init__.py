@@ -1,5 +1,6 @@
 """Exams of a model."""
 
+from align_train.evaluation.checking import check_exams
 from align_train.evaluation.contact_sheet import contact_sheet
 from align_train.evaluation.embedded import EmbeddingFolder
 from align_train.evaluation.encoder import Encoder, Encoding
@@ -8,7 +9,7 @@ from align_train.evaluation.health import Health
 from align_train.evaluation.linear_probe import LinearProbe
 from align_train.evaluation.neighbours import Neighbours
 from align_train.evaluation.retrieval import Retrieval
-from align_train.evaluation.taking import metrics_of, take_exams
+from align_train.evaluation.taking import Taken, metrics_of, take_exams
 from align_train.evaluation.zero_shot import ZeroShot
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "Outcome",
     "Retrieval",
     "Score",
+    "Taken",
     "Value",
     "ZeroShot",
+    "check_exams",
     "contact_sheet",
     "metrics_of",
     "take_exams",

@@ -19,6 +19,7 @@ from align_train.files import atomic_path
 from align_train.records import Tally
 
 NAMED = 5  # of the images that cannot be used
+TOGETHER = 2048  # rows in a row group: five times their size is in memory when it is read
 
 
 @dataclass(frozen=True)
@@ -91,19 +92,21 @@ class EmbeddingFolder:
 
     def write(self, path: Path, keys: Sequence[str], embedded: Embedded) -> None:
         """Columns key, embedding (list of D float32), hash (int64, null for texts), lost (why; null if it is not)."""
-        width = embedded.rows.shape[1]
-        values = pa.array(embedded.rows.contiguous().numpy().reshape(-1))
-        hashes = embedded.hashes.numpy() if len(embedded.hashes) else None
-        columns = {
-            "key": pa.array(keys, pa.string()),
-            "embedding": pa.FixedSizeListArray.from_arrays(values, width),
-            "hash": pa.nulls(len(keys), pa.int64()) if hashes is None else pa.array(hashes),
-            "lost": pa.array([embedded.lost.get(number) for number in range(len(keys))], pa.string()),
+        kinds = {
+            "key": pa.string(),
+            "embedding": pa.list_(pa.float32(), embedded.rows.shape[1]),
+            "hash": pa.int64(),
+            "lost": pa.string(),
         }
-        table = pa.table(columns).replace_schema_metadata({"align_train": json.dumps(self.facts, sort_keys=True)})
+        schema = pa.schema(kinds, {"align_train": json.dumps(self.facts, sort_keys=True)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            pq.write_table(table, temporary)
+        with (
+            atomic_path(path) as temporary,
+            # random numbers become no smaller, and another copy of all of them is what memory has no room for
+            pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as file,
+        ):
+            for first in range(0, len(keys), TOGETHER):
+                file.write_batch(_part(keys, embedded, slice(first, first + TOGETHER), schema))
 
     def read(self, path: Path) -> Embedded:
         """What `write` wrote.
@@ -112,11 +115,35 @@ class EmbeddingFolder:
             ValueError: the file is something else.
         """
         try:
-            table = pq.read_table(path, columns=["embedding", "hash", "lost"])
-            column = table["embedding"].combine_chunks()
-            rows = np.asarray(column.flatten(), np.float32).reshape(len(table), column.type.list_size)
+            with pq.ParquetFile(path) as file:
+                return _read(file)
         except Exception as error:
             raise ValueError(f"{path} holds no embeddings of align_train ({error}): remove it") from error
-        lost = {number: why for number, why in enumerate(table["lost"].to_pylist()) if why is not None}
-        hashes = np.asarray(table["hash"].drop_null().to_numpy(), np.int64)
-        return Embedded(torch.from_numpy(rows.copy()), torch.from_numpy(hashes.copy()), lost)
+
+
+def _part(keys: Sequence[str], embedded: Embedded, part: slice, schema: pa.Schema) -> pa.RecordBatch:
+    """Some of the rows, as they are written."""
+    rows = embedded.rows[part].contiguous().numpy()
+    numbers = range(len(keys))[part]
+    columns = [
+        pa.array(keys[part], pa.string()),
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1]),
+        pa.array(embedded.hashes[part].numpy()) if len(embedded.hashes) else pa.nulls(len(numbers), pa.int64()),
+        pa.array([embedded.lost.get(number) for number in numbers], pa.string()),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _read(file: pq.ParquetFile) -> Embedded:
+    """All rows, a part at a time."""
+    total, width = file.metadata.num_rows, file.schema_arrow.field("embedding").type.list_size
+    rows, hashes, lost = torch.empty(total, width), list[np.ndarray](), dict[int, str]()
+    first = 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["embedding", "hash", "lost"])
+        values = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
+        rows[first : first + len(table)] = torch.tensor(values).unflatten(0, (-1, width))
+        hashes.append(table["hash"].drop_null().to_numpy())
+        lost |= {number: why for number, why in enumerate(table["lost"].to_pylist(), first) if why is not None}
+        first += len(table)
+    return Embedded(rows, torch.from_numpy(np.concatenate([NO_HASHES.numpy(), *hashes])), lost)

@@ -15,7 +15,7 @@ from align_train.data.testsets import Images
 from align_train.data.testsets.sets import digest
 from align_train.distributed import gather_objects, gather_rows, on_all_ranks, on_rank_zero, rank, world_size
 from align_train.evaluation.embedded import NO_HASHES, NOTHING, Embedded, EmbeddingFolder
-from align_train.evaluation.reading import read_images
+from align_train.evaluation.reading import UNREADABLE, ReadImages, read_images
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Encoding:
         for name in ("batch_size", "threads"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"encoding.{name} is {getattr(self, name)!r}: give a whole number of at least 1")
+        if not isinstance(self.stall_seconds, int | float) or not self.stall_seconds > 0:
+            raise ValueError(f"encoding.stall_seconds is {self.stall_seconds!r}: give a number of seconds above 0")
         if self.precision not in ("float32", "bf16"):
             raise ValueError(f"encoding.precision is {self.precision!r}: choose float32 or bf16")
 
@@ -68,10 +70,10 @@ class Encoder:
         """Embed all images of a set, whose name is for progress and files; every rank must call it.
 
         Raises:
-            OSError: a disk fails.
-            TimeoutError: one does not answer.
+            OSError: this machine has no room, memory or open files left.
+            TimeoutError: a disk does not answer.
         """
-        asked = digest(["images", *(images.where(number) for number in range(len(images.keys)))])
+        asked = on_rank_zero(lambda: digest(["images", images.identity, *images.keys]))
         return self._once("images", name, images.keys, asked, lambda: self._images(images, name))
 
     def texts(self, texts: Sequence[str], name: str) -> Embedded:
@@ -91,7 +93,8 @@ class Encoder:
                 found = replace(found, lost=on_rank_zero(lambda: found.lost))
             else:
                 found = embed()
-                on_rank_zero(lambda: folder.write(path, keys, found))
+                if UNREADABLE not in found.lost.values():  # a disk may be better another time
+                    on_rank_zero(lambda: folder.write(path, keys, found))
         self._known[asked] = found
         return found
 
@@ -99,28 +102,27 @@ class Encoder:
         rounds = list(_rounds(len(images.keys), self.encoding.batch_size))
         patience = self.encoding.stall_seconds
         batches = read_images(images, self.inputs, (r.own for r in rounds), self.encoding.threads, patience)
-        rows, hashes, lost = list[Tensor](), list[Tensor](), dict[int, str]()
+        rows, hashes, lost = _Rows(len(images.keys)), _Rows(len(images.keys)), dict[int, str]()
         with self._examined() as model, _progress(len(images.keys), name, "image") as bar:
-            for part, batch in zip(rounds, batches, strict=True):
+            for part in rounds:
+                batch, known = part.read(batches, self.device)
                 lost |= batch.lost
-                rows += part.whole(model.encode_image(batch.pixels.to(self.device)).float())
-                hashes += part.whole(batch.hashes.to(self.device))
+                hashes.put(part.places, known)
+                rows.put(part.places, part.whole(model.encode_image(batch.pixels.to(self.device)).float()))
                 bar.update(part.size)
         lost = {number: why for found in gather_objects(lost) for number, why in found.items()}
-        return Embedded(torch.cat(rows), torch.cat(hashes), lost) if rank() == 0 else replace(NOTHING, lost=lost)
+        return Embedded(rows.all, hashes.all, lost) if rank() == 0 else replace(NOTHING, lost=lost)
 
     def _texts(self, texts: Sequence[str], name: str) -> Embedded:
         order = sorted(range(len(texts)), key=lambda number: len(texts[number]))  # little padding
-        rows = list[Tensor]()
+        places, rows = torch.tensor(order), _Rows(len(texts))
         with self._examined() as model, _progress(len(texts), name, "text") as bar:
             for part in _rounds(len(texts), self.encoding.batch_size):
                 ids, mask = self.inputs.text([texts[order[place]] for place in part.own])
-                rows += part.whole(model.encode_text(ids.to(self.device), mask.to(self.device)).float())
+                found = part.whole(model.encode_text(ids.to(self.device), mask.to(self.device)).float())
+                rows.put(places[part.places], found)
                 bar.update(part.size)
-        if rank() != 0:
-            return NOTHING
-        sorted_rows = torch.cat(rows)
-        return Embedded(torch.empty_like(sorted_rows).index_copy_(0, torch.tensor(order), sorted_rows), NO_HASHES)
+        return Embedded(rows.all, NO_HASHES) if rank() == 0 else NOTHING
 
     @contextmanager
     def _examined(self) -> Iterator[Any]:
@@ -153,13 +155,57 @@ class _Round:
         each, last = math.ceil(self.size / world_size()), self.first + self.size - 1
         return [min(self.first + rank() + place * world_size(), last) for place in range(each)]
 
-    def whole(self, local: Tensor) -> list[Tensor]:
-        """All ranks' rows in order, each once, on rank 0's CPU; nothing on other ranks."""
-        rows = gather_rows(local)
+    @property
+    def places(self) -> slice:
+        """All ranks' numbers."""
+        return slice(self.first, self.first + self.size)
+
+    def whole(self, local: Tensor) -> Tensor:
+        """All ranks' rows in order, each once."""
+        return self._in_order(gather_rows(local).unflatten(0, (world_size(), -1)))
+
+    def read(self, batches: Iterator[ReadImages], device: torch.device) -> tuple[ReadImages, Tensor]:
+        """This rank's images, and the hashes of all ranks' in order.
+
+        An error on one rank is one on all, as in `on_all_ranks`. So that this is not asked in each round, a last number
+        beside the hashes tells of it.
+        """
+        batch: ReadImages | None = None
+        problem: Exception | None = None
+        try:
+            batch = next(batches)
+        except Exception as error:  # noqa: BLE001 # raised again below, when all ranks know of it
+            problem = error
+
+        def raise_own() -> None:
+            if problem is not None:
+                raise problem
+
+        hashes = torch.zeros(len(self.own), dtype=torch.int64) if batch is None else batch.hashes
+        told = torch.cat([hashes, torch.tensor([batch is None])]).to(device)
+        by_rank = gather_rows(told).unflatten(0, (world_size(), -1))
+        if by_rank[:, -1].any():
+            on_all_ranks(raise_own)
+        assert batch is not None
+        return batch, self._in_order(by_rank[:, :-1])
+
+    def _in_order(self, by_rank: Tensor) -> Tensor:
+        return by_rank.transpose(0, 1).flatten(0, 1)[: self.size]
+
+
+class _Rows:
+    """N rows on rank 0's CPU, in memory once; nothing on other ranks."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.all = total, torch.empty(0)
+
+    def put(self, places: slice | Tensor, rows: Tensor) -> None:
+        """Rows of any device to their places."""
         if rank() != 0:
-            return []
-        by_rank = rows.unflatten(0, (world_size(), -1))
-        return [by_rank.transpose(0, 1).flatten(0, 1)[: self.size].cpu()]
+            return
+        if len(self.all) < self.total:
+            self.all = rows.new_empty(self.total, *rows.shape[1:], device="cpu")
+        self.all[places] = rows.cpu()
 
 
 def _rounds(total: int, batch_size: int) -> Iterator[_Round]:

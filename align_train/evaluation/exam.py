@@ -1,6 +1,7 @@
 """What an exam is, and what it says."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,8 +55,28 @@ class Outcome:
     draw: Callable[[Path], Path] | None = None
 
 
+def check_cut_offs(ks: object) -> None:
+    """Raise ValueError unless these are whole numbers of at least 1."""
+    if not isinstance(ks, Sequence) or not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        raise ValueError(f"ks is {ks!r}: give a list of whole numbers of at least 1, such as [1,5,10]")
+
+
+@contextmanager
+def naming(exam: str) -> Iterator[None]:
+    """Say in errors that a user can cause which exam they are of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"exam {exam}: {error}") from error
+    except OSError as error:
+        raise OSError(f"exam {exam}: {error}") from error
+
+
 class Exam(Protocol):
     """Measures a model on some data."""
+
+    def check(self) -> None:
+        """Open the data, and see that the settings fit it; embeds nothing. Errors as `take`."""
 
     def take(self, encoder: Encoder) -> Outcome:
         """Embed and judge; every rank must call it.

@@ -22,7 +22,7 @@ class Health:
         data: images with captions.
         pairs: most pairs that are looked at, evenly spread over the captions: uniformity and effective rank depend on
             their number, and take time in its square.
-        skip_unusable: leave out and count images that cannot be read, instead of refusing.
+        skip_unusable: leave out and count images that cannot be read or decoded, instead of refusing.
 
     Raises:
         ValueError: fewer than two pairs are wanted.
@@ -35,6 +35,10 @@ class Health:
     def __post_init__(self) -> None:
         if self.pairs < 2:
             raise ValueError(f"pairs is {self.pairs}: give at least 2, since most numbers compare pairs")
+
+    def check(self) -> None:
+        """Open the data."""
+        self.data.open()
 
     def take(self, encoder: Encoder) -> Outcome:
         """Embed, and measure."""

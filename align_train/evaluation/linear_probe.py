@@ -12,7 +12,7 @@ from align_train.distributed import on_rank_zero
 from align_train.evaluation.accuracy import accuracies
 from align_train.evaluation.embedded import NAMED
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score
+from align_train.evaluation.exam import TIES, Outcome, Score, check_cut_offs
 from align_train.evaluation.matched import Labelled, embed_labelled
 from align_train.metrics import (
     choose_probe,
@@ -33,7 +33,7 @@ class LinearProbe:
         validation: images with classes to choose the penalty by; None takes a share of `train`.
         validation_share: of each class of `train`, where `validation` is None; drawn from `seed`.
         ks: cut-offs; those not below the number of classes are left out.
-        skip_unusable: leave out and count images that cannot be read, instead of refusing to score.
+        skip_unusable: leave out and count images that cannot be read or decoded, instead of refusing to score.
         seed: of the share that is drawn.
         benchmark: imagenet, where published scores of this very data may stand beside the model's.
     """
@@ -46,6 +46,13 @@ class LinearProbe:
     skip_unusable: bool = False
     seed: int = 0
     benchmark: str | None = None
+
+    def check(self) -> None:
+        """Open the data."""
+        check_cut_offs(self.ks)
+        for data in (self.train, self.test, self.validation):
+            if data is not None:
+                data.open()
 
     def take(self, encoder: Encoder) -> Outcome:
         """Embed the images of all sets, fit, and score."""

@@ -29,7 +29,7 @@ class Matched:
         text: float32 (M, D).
         image_of_text: int64 (M,), the row in `image` that a caption describes.
         dropped: images of the test that cannot be used, by reason.
-        facts: data, and hashes of what was asked for and of what was found.
+        facts: data, its hash and that of what counts of it, and what was left out.
     """
 
     test: CaptionedImages
@@ -56,7 +56,7 @@ class Matched:
 
 
 def embed_captioned(
-    source: CaptionedSource, encoder: Encoder, skip_unusable: bool, left_out: Tensor | None = None
+    source: CaptionedSource, encoder: Encoder, skip_unusable: bool, excluded: Tensor | None = None
 ) -> Matched:
     """Open a test and embed it; every rank must call it.
 
@@ -64,7 +64,7 @@ def embed_captioned(
         source: of the test.
         encoder: the model.
         skip_unusable: go on without images that cannot be used.
-        left_out: bool (all images,), those that are not to count.
+        excluded: bool (all images,), those that are not to count.
 
     Raises:
         ValueError: images cannot be used.
@@ -76,12 +76,14 @@ def embed_captioned(
     if rank() != 0:
         none = test.image_of_caption[:0]
         return Matched(test, none, none, image.rows, text.rows, none, Tally(), {})
-    keep = image.usable if left_out is None else image.usable & ~left_out
+    keep = image.usable if excluded is None else image.usable & ~excluded
     images, row = keep.nonzero().flatten(), keep.cumsum(0) - 1
-    captions = keep[test.image_of_caption].nonzero().flatten()
+    of_kept = keep[test.image_of_caption]
+    captions = of_kept.nonzero().flatten()
     owner = row[test.image_of_caption[captions]]
-    dropped = Tally(test.dropped + image.dropped)
-    return Matched(test, images, captions, image.rows[images], text.rows[captions], owner, dropped, _facts(test, image))
+    rows, texts = _kept(image.rows, keep), _kept(text.rows, of_kept)
+    dropped, facts = Tally(test.dropped + image.dropped), _facts(test, image, keep)
+    return Matched(test, images, captions, rows, texts, owner, dropped, facts)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Labelled:
         rows: float32 (N, D).
         labels: int64 (N,), numbers of `test.classes`.
         dropped: images of the test that cannot be used, by reason.
-        facts: data, and hashes of what was asked for and of what was found.
+        facts: as of `Matched`.
     """
 
     test: LabelledImages
@@ -131,9 +133,17 @@ def embed_labelled(source: LabelledSource, encoder: Encoder, skip_unusable: bool
     image.check(test.images.keys, test.name, skip_unusable)
     if rank() != 0:
         return Labelled(test, image.rows, test.labels[:0], Tally(), {})
-    dropped = Tally(test.dropped + image.dropped)
-    return Labelled(test, image.rows[image.usable], test.labels[image.usable], dropped, _facts(test, image))
+    keep, dropped = image.usable, Tally(test.dropped + image.dropped)
+    return Labelled(test, _kept(image.rows, keep), test.labels[keep], dropped, _facts(test, image, keep))
 
 
-def _facts(test: CaptionedImages | LabelledImages, image: Embedded) -> dict[str, Any]:
-    return {"data": test.name, "data_sha256": image.data_sha256, "split_sha256": test.digest}
+def _kept(rows: Tensor, keep: Tensor) -> Tensor:
+    """The rows that count; no copy where all do: a million of them take gigabytes."""
+    return rows if bool(keep.all()) else rows[keep]
+
+
+def _facts(test: CaptionedImages | LabelledImages, image: Embedded, keep: Tensor) -> dict[str, Any]:
+    excluded = int((image.usable & ~keep).sum())
+    left_out = dict(test.left_out) | ({"excluded": excluded} if excluded else {})
+    hashes = {"data_sha256": image.data_sha256, "split_sha256": test.digest(keep)}
+    return {"data": test.name, **hashes, "left_out": left_out}

@@ -11,7 +11,7 @@ from align_train.data.testsets import LabelledSource
 from align_train.distributed import on_rank_zero
 from align_train.evaluation.accuracy import share_of_hits
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score
+from align_train.evaluation.exam import TIES, Outcome, Score, check_cut_offs
 from align_train.evaluation.matched import Labelled, embed_labelled
 from align_train.metrics import neighbour_ranks, without_class
 from align_train.records import Tally
@@ -29,7 +29,7 @@ class Neighbours:
         train: images with classes, among which neighbours are looked for.
         test: images with classes; classes are matched by name.
         ks: cut-offs.
-        skip_unusable: leave out and count images that cannot be read, instead of refusing to score.
+        skip_unusable: leave out and count images that cannot be read or decoded, instead of refusing to score.
         benchmark: imagenet, where published scores of this very data may stand beside the model's.
     """
 
@@ -38,6 +38,12 @@ class Neighbours:
     ks: Sequence[int] = (1, 5, 10, 20)
     skip_unusable: bool = False
     benchmark: str | None = None
+
+    def check(self) -> None:
+        """Open the data."""
+        check_cut_offs(self.ks)
+        self.train.open()
+        self.test.open()
 
     def take(self, encoder: Encoder) -> Outcome:
         """Embed the images of both sets, and compare."""

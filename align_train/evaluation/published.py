@@ -17,6 +17,15 @@ COLUMNS = {
     "coco_t2i": ("COCO R@1", "T2I"),
 }
 
+# What an exam counts on the data that the numbers are of, by its kind and benchmark. Retrieval: five captions an image.
+# Zero-shot: CLIP's 80 prompts (ALIGN paper, section 5.4).
+REQUIRED: Mapping[tuple[str, str], Mapping[str, int]] = {
+    ("zero_shot", "imagenet"): {"images": 50_000, "classes": 1000, "templates": 80},
+    ("neighbours", "imagenet"): {"images": 50_000, "training_images": 1_281_167, "classes": 1000},
+    ("retrieval", "flickr30k"): {"images": 1000, "captions": 5000},
+    ("retrieval", "coco"): {"images": 5000, "captions": 25_000},
+}
+
 REMARK = (
     "I2T is image to text, T2I text to image. The README of coyo-align prints the 76.4 of ALIGN L2 + large under kNN; "
     "in the paper it is zero-shot, and so it is here. 86 % of CC3M's links answered when Kakao Brain trained on it."
@@ -110,3 +119,33 @@ PUBLISHED = (
         OPENCLIP,
     ),
 )
+
+
+def not_compared(
+    kind: str, benchmark: str, counts: Mapping[str, int], dropped: Mapping[str, int], excluded: Mapping[str, object]
+) -> str:
+    """Why published numbers must not stand beside a score that claims to be of their benchmark; "" where they may.
+
+    Args:
+        kind: of the exam.
+        benchmark: that it claims.
+        counts: of what it is.
+        dropped: images that were lost, by reason.
+        excluded: what the exam was told to leave out.
+    """
+    wanted = REQUIRED.get((kind, benchmark))
+    if wanted is None:
+        known = ", ".join(dict.fromkeys(name for of_kind, name in REQUIRED if of_kind == kind)) or "none"
+        return (
+            f"Nothing is published here of {benchmark} for this kind of exam, so leave benchmark out; known: {known}."
+        )
+    reasons = [
+        f"{counts.get(name, 0):,} {name.replace('_', ' ')} instead of {count:,}"
+        for name, count in wanted.items()
+        if counts.get(name) != count
+    ]
+    if lost := sum(dropped.values()):
+        reasons.append(f"{lost:,} images could not be used")
+    if excluded:
+        reasons.append(f"images were excluded by {', '.join(excluded)}")
+    return f"Not the test that the published scores of {benchmark} are of: {'; '.join(reasons)}." if reasons else ""

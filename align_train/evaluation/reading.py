@@ -1,6 +1,8 @@
 """A test's images, read and decoded by threads while the model is busy with those before."""
 
+import errno
 import io
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,8 +19,12 @@ from align_train.data.crew import Crew
 from align_train.data.inputs import Inputs
 from align_train.data.testsets import Images
 
+log = logging.getLogger(__name__)
 TOGETHER = 16  # images that a thread reads one after the other
 AHEAD = 2  # batches that are read while one is used
+UNREADABLE = "unreadable"  # why an image is lost that a disk does not give, today
+TOLD = 5  # unreadable images, with what is wrong
+OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)  # and not of one image
 
 Found = tuple[np.ndarray | None, int, str]  # pixels (H, W, 3) or why there are none, and the hash of the file
 
@@ -43,16 +49,18 @@ def read_images(
 ) -> Iterator[ReadImages]:
     """The images of each batch of numbers, in their order.
 
+    An image that cannot be read is lost, as one that cannot be decoded; the log says why of the first.
+
     Raises:
-        OSError: a disk fails.
-        TimeoutError: one does not answer.
+        OSError: this machine has no room, memory or open files left.
+        TimeoutError: a disk does not answer.
     """
-    crew, coming = Crew(threads), deque[tuple[Sequence[int], list[Future[list[Found]]]]]()
+    crew, coming, told = Crew(threads), deque[tuple[Sequence[int], list[Future[list[Found]]]]](), list[str]()
     blank = inputs.image(_blank(), "a blank image").transpose(1, 2, 0)
     try:
         for numbers in batches:
             parts = [numbers[first : first + TOGETHER] for first in range(0, len(numbers), TOGETHER)]
-            coming.append((numbers, [crew.submit(_read, images, inputs, part) for part in parts]))
+            coming.append((numbers, [crew.submit(_read, images, inputs, part, told) for part in parts]))
             if len(coming) > AHEAD:
                 yield _collected(images, *coming.popleft(), blank, stall_seconds)
         while coming:
@@ -83,11 +91,11 @@ def _collected(
     return ReadImages(torch.from_numpy(pixels).permute(0, 3, 1, 2), hashes, lost)
 
 
-def _read(images: Images, inputs: Inputs, numbers: Sequence[int]) -> list[Found]:
-    return [_read_one(images, inputs, number) for number in numbers]
+def _read(images: Images, inputs: Inputs, numbers: Sequence[int], told: list[str]) -> list[Found]:
+    return [_read_one(images, inputs, number, told) for number in numbers]
 
 
-def _read_one(images: Images, inputs: Inputs, number: int) -> Found:
+def _read_one(images: Images, inputs: Inputs, number: int, told: list[str]) -> Found:
     known = 0
     try:
         content = images.read(number)
@@ -95,6 +103,16 @@ def _read_one(images: Images, inputs: Inputs, number: int) -> Found:
         return inputs.image(content, images.where(number)).transpose(1, 2, 0), known, ""
     except Unusable as problem:
         return None, known, problem.reason
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        if error.errno in OF_THE_MACHINE:
+            where = images.where(number)
+            raise OSError(f"{where} cannot be read: {error}. Free what this machine is short of") from error
+        if len(told) < TOLD:
+            told.append(images.where(number))
+            log.warning("%s cannot be read: %s", told[-1], error)
+        return None, known, UNREADABLE
 
 
 def _blank() -> bytes:

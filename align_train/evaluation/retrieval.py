@@ -13,7 +13,7 @@ from align_train.distributed import on_all_ranks, on_rank_zero, rank
 from align_train.evaluation.accuracy import share_of_hits
 from align_train.evaluation.contact_sheet import contact_sheet
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score, Value
+from align_train.evaluation.exam import TIES, Outcome, Score, Value, check_cut_offs
 from align_train.evaluation.matched import Matched, embed_captioned
 from align_train.metrics import (
     chance_median_rank,
@@ -32,7 +32,7 @@ class Retrieval:
         data: images with captions: `align_train.data.testsets.Karpathy`, `ShardPairs` or `Table`.
         exclude: leave out images by sidecar column, e.g. {"category": ["Flags"]}; of `ShardPairs` alone.
         ks: cut-offs.
-        skip_unusable: leave out and count images that cannot be read, instead of refusing to score.
+        skip_unusable: leave out and count images that cannot be read or decoded, instead of refusing to score.
         benchmark: flickr30k or coco, where published scores of this very data may stand beside the model's.
     """
 
@@ -42,14 +42,21 @@ class Retrieval:
     skip_unusable: bool = False
     benchmark: str | None = None
 
+    def check(self) -> None:
+        """Open the data."""
+        check_cut_offs(self.ks)
+        self.data.open()
+        if self.exclude:
+            self._excluded()
+
     def take(self, encoder: Encoder) -> Outcome:
         """Embed all images and captions, and rank them against each other."""
-        left_out = on_all_ranks(self._left_out) if self.exclude else None
-        matched = embed_captioned(self.data, encoder, self.skip_unusable, left_out)
+        excluded = on_all_ranks(self._excluded) if self.exclude else None
+        matched = embed_captioned(self.data, encoder, self.skip_unusable, excluded)
         score = on_rank_zero(lambda: self._score(matched, encoder.device))
         return Outcome(score, partial(contact_sheet, matched) if rank() == 0 else None)
 
-    def _left_out(self) -> Tensor:
+    def _excluded(self) -> Tensor:
         """bool (N,) of the images to leave out."""
         if not isinstance(self.data, ShardPairs):
             raise ValueError(

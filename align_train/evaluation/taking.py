@@ -1,48 +1,71 @@
 """Several exams of one model, as result.json has them."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from align_train.distributed import rank
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import Exam, Score
+from align_train.evaluation.exam import Exam, Score, naming
+from align_train.evaluation.measuring import measured_with
+from align_train.evaluation.published import not_compared
+
+log = logging.getLogger(__name__)
 
 
-def take_exams(exams: Mapping[str, Exam], encoder: Encoder, pictures: Path | None = None) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Taken:
+    """Exams that were taken.
+
+    Attributes:
+        entries: of result.json's "exams" by name: kind, scores, counts, dropped, facts, measured, seconds, taken; equal
+            on all ranks but for the last two.
+        drawings: what draws a contact sheet, by the name of its exam; on rank 0 alone. They hold the embeddings.
+    """
+
+    entries: dict[str, dict[str, Any]]
+    drawings: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
+
+    def draw(self, folder: Path) -> None:
+        """Draw FOLDER/contact_sheet_NAME.png, once the scores are safe: what goes wrong is a warning, no error."""
+        for name, drawing in self.drawings.items():
+            path = folder / f"contact_sheet_{name}.png"
+            try:
+                path.unlink(missing_ok=True)  # should the new one fail: the old one may be of other weights
+                drawing(path)
+            except Exception as error:  # noqa: BLE001 # a picture is not a score, whatever it is that fails
+                log.warning("%s could not be drawn: %s: %s", path, type(error).__name__, error)
+
+
+def take_exams(exams: Mapping[str, Exam], encoder: Encoder) -> Taken:
     """Take each exam; every rank must call it, and gets all scores.
 
     Args:
         exams: by name.
         encoder: the model.
-        pictures: a folder for contact_sheet_NAME.png of those exams that have one; None draws nothing.
-
-    Returns:
-        Entries of result.json's "exams" by name: kind, scores, counts, dropped, facts, seconds, taken.
 
     Raises:
         ValueError: an exam's data is not what it needs; names the exam.
         OSError: its data cannot be read; likewise.
     """
-    entries = {}
+    entries, drawings, measured = {}, dict[str, Callable[[Path], Path]](), measured_with(encoder)
     for name, exam in exams.items():
         started, clock = datetime.now(UTC), time.monotonic()
-        try:
+        with naming(name):
             outcome = exam.take(encoder)
-        except ValueError as error:
-            raise ValueError(f"exam {name}: {error}") from error
-        except OSError as error:
-            raise OSError(f"exam {name}: {error}") from error
         seconds = time.monotonic() - clock
-        if pictures is not None and outcome.draw is not None and rank() == 0:
-            outcome.draw(pictures / f"contact_sheet_{name}.png")
-        entries[name] = _entry(outcome.score, encoder.encoding.precision) | {
+        if outcome.draw is not None and rank() == 0:
+            drawings[name] = outcome.draw
+        entries[name] = _entry(outcome.score) | {
+            "measured": measured,
             "seconds": round(seconds, 1),
             "taken": started.isoformat("T", "seconds"),
         }
-    return entries
+    return Taken(entries, drawings)
 
 
 def metrics_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -54,9 +77,12 @@ def metrics_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _entry(score: Score, precision: str) -> dict[str, Any]:
+def _entry(score: Score) -> dict[str, Any]:
     scores = {
         name: {"value": v.value, "low": v.low, "high": v.high, "chance": v.chance} for name, v in score.values.items()
     }
-    dropped, facts = dict(score.dropped), {**score.facts, "precision": precision}
-    return {"kind": score.kind, "scores": scores, "counts": dict(score.counts), "dropped": dropped, "facts": facts}
+    counts, dropped, facts = dict(score.counts), dict(score.dropped), dict(score.facts)
+    if benchmark := facts.get("benchmark"):
+        why = not_compared(score.kind, benchmark, counts, dropped, facts.get("excluded") or {})
+        facts |= {"benchmark": None if why else benchmark, "not_compared": why or None}
+    return {"kind": score.kind, "scores": scores, "counts": counts, "dropped": dropped, "facts": facts}

@@ -12,7 +12,7 @@ from align_train.data.testsets import LabelledSource
 from align_train.distributed import on_all_ranks, on_rank_zero
 from align_train.evaluation.accuracy import accuracies
 from align_train.evaluation.encoder import Encoder
-from align_train.evaluation.exam import TIES, Outcome, Score
+from align_train.evaluation.exam import TIES, Outcome, Score, check_cut_offs
 from align_train.evaluation.matched import Labelled, embed_labelled
 from align_train.evaluation.prompts import Prompts, load_prompts
 from align_train.metrics import class_embeddings, classification_ranks, confusions, predictions
@@ -30,7 +30,7 @@ class ZeroShot:
         templates: prompts with a place for the name: clip_80, plain, or a JSON file.
         names: what classes are called: imagenet, or a JSON file; None for their own names.
         ks: cut-offs; those beyond the number of classes are left out.
-        skip_unusable: leave out and count images that cannot be read, instead of refusing to score.
+        skip_unusable: leave out and count images that cannot be read or decoded, instead of refusing to score.
         benchmark: imagenet, where published scores of this very data may stand beside the model's.
     """
 
@@ -40,6 +40,11 @@ class ZeroShot:
     ks: Sequence[int] = (1, 5)
     skip_unusable: bool = False
     benchmark: str | None = None
+
+    def check(self) -> None:
+        """Open the data, and name its classes."""
+        check_cut_offs(self.ks)
+        load_prompts(self.templates, self.names).names_of(self.data.open().classes)
 
     def take(self, encoder: Encoder) -> Outcome:
         """Embed images and prompts, and compare."""

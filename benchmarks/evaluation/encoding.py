@@ -47,6 +47,10 @@ class Some:
     def keys(self) -> Sequence[str]:
         return self.whole.keys[: self.count]
 
+    @property
+    def identity(self) -> str:
+        return f"{self.count} of {self.whole.identity}"
+
     def read(self, number: int) -> bytes:
         return self.whole.read(number)
 

@@ -36,37 +36,37 @@ class ClassFolders:
             OSError: the folder cannot be read.
             ValueError: there is no image, one class only, or a class without images.
         """
-        classes, dropped = self._classes()
+        classes, left_out = self._classes()
         keys, labels = list[str](), list[int]()
         for label, name in enumerate(classes):
-            found = sorted(_files(os.path.join(self.path, name), name, dropped))
+            found = sorted(_files(os.path.join(self.path, name), name, left_out))
             keys += found
             labels += [label] * len(found)
         files = ImageFiles(tuple(keys), tuple(os.path.join(self.path, key) for key in keys))
         name = self.name or Path(self.path).absolute().name
-        return labelled(self.path, name, files, labels, classes, self.allow_empty, dropped)
+        return labelled(self.path, name, files, labels, classes, self.allow_empty, left_out=left_out)
 
     def _classes(self) -> tuple[list[str], Tally]:
         """Names of the folders, and what else lies beside them."""
         with os.scandir(self.path) as entries:
             each = [(entry.name, entry.is_dir()) for entry in entries]
-        dropped = Tally(_why(name) or "outside_classes" for name, folder in each if not folder)
-        dropped.update("hidden_folder" for name, folder in each if folder and _hidden(name))
-        return sorted(name for name, folder in each if folder and not _hidden(name)), dropped
+        left_out = Tally(_why(name) or "outside_classes" for name, folder in each if not folder)
+        left_out.update("hidden_folder" for name, folder in each if folder and _hidden(name))
+        return sorted(name for name, folder in each if folder and not _hidden(name)), left_out
 
 
-def _files(folder: str, start: str, dropped: Tally) -> Iterator[str]:
+def _files(folder: str, start: str, left_out: Tally) -> Iterator[str]:
     """The images in a folder and those below it, their names beginning with `start`; others are counted."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{start}/{entry.name}"
             if entry.is_dir():
                 if _hidden(entry.name):
-                    dropped["hidden_folder"] += 1
+                    left_out["hidden_folder"] += 1
                 else:
-                    yield from _files(entry.path, name, dropped)
+                    yield from _files(entry.path, name, left_out)
             elif why := _why(entry.name):
-                dropped[why] += 1
+                left_out[why] += 1
             else:
                 yield name
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from align_train.data.testsets.checks import refuse
+from align_train.data.testsets.sets import digest, file_identity
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class ImageFiles:
 
     keys: tuple[str, ...]
     paths: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Of the files' paths, sizes and times of writing."""
+        return digest(map(file_identity, self.paths))
 
     def read(self, number: int) -> bytes:
         """The content of a file; OSError where it cannot be read."""

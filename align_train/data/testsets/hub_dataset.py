@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from align_train.data.testsets.checks import labelled, refuse
 from align_train.data.testsets.labels import numbered
-from align_train.data.testsets.sets import LabelledImages
+from align_train.data.testsets.sets import LabelledImages, digest, file_identity
 
 log = logging.getLogger(__name__)
 LABEL_NAMES = ("label", "labels", "cls", "class", "fine_label", "category", "target")
@@ -22,11 +22,18 @@ class RowImages:
     Args:
         rows: the dataset, of one column, its images not decoded.
         path: where it lies.
+        origin: fingerprint of the whole dataset, and the split.
     """
 
-    def __init__(self, rows: Any, path: str) -> None:
-        self.rows, self.path = rows, path
+    def __init__(self, rows: Any, path: str, origin: Sequence[str]) -> None:
+        self.rows, self.path, self.origin = rows, path, tuple(origin)
         self.keys = [f"{number:08d}" for number in range(len(rows))]
+
+    @property
+    def identity(self) -> str:
+        """Of fingerprint, split and column, and of the files, as `file_identity`."""
+        files = [file_identity(file["filename"]) for file in self.rows.cache_files]
+        return digest([*self.origin, *self.rows.column_names, *files])
 
     def read(self, number: int) -> bytes:
         """The bytes of an image."""
@@ -75,7 +82,7 @@ class HubDataset:
         image = self._column("image_column", self.image_column, rows.features, Image, ("image", "img", "jpg", "png"))
         label = self._column("label_column", self.label_column, rows.features, ClassLabel, LABEL_NAMES)
         log.info("%s: images from the column %s, labels from %s", self.path, image, label)
-        images = RowImages(self._images(rows, image), self.path)
+        images = RowImages(self._images(rows, image), self.path, (rows._fingerprint, self.split))
         labels = rows.select_columns([label])[:][label]
         bare = [key for key, value in zip(images.keys, labels, strict=True) if value is None]
         refuse(self.path, bare, len(labels), "rows have no label", "Take them out")

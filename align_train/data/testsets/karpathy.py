@@ -58,7 +58,8 @@ class Karpathy:
         places = [(key, (key, entry["filename"])) for key, entry in zip(keys, chosen, strict=True)]
         files = image_files(self.annotations, self.images, places)
         name = self.name or f"{document.get('dataset', 'karpathy')} {self.split}"
-        return captioned(self.annotations, name, files, taken, Tally({"further_caption": left} if left else {}))
+        further = Tally({"further_caption": left} if left else {})
+        return captioned(self.annotations, name, files, taken, left_out=further)
 
     def _document(self) -> dict[str, Any]:
         with open(self.annotations, "rb") as file:

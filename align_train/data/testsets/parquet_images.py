@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from align_train.data.testsets.sets import digest, file_identity
+
 KEPT = 2  # row groups in memory: exams read in order
 
 
@@ -31,6 +33,11 @@ class ParquetImages:
     def __init__(self, keys: Sequence[str], files: Sequence[str], column: str, rows: Sequence[Row]) -> None:
         self.keys, self.files, self.column, self.rows = tuple(keys), tuple(files), column, tuple(rows)
         self._start()
+
+    @property
+    def identity(self) -> str:
+        """Of the files, as `file_identity`, the column and the rows."""
+        return digest([self.column, *map(file_identity, self.files), *map(str, self.rows)])
 
     def read(self, number: int) -> bytes:
         """The bytes of an image; OSError where the file cannot be read."""

@@ -1,8 +1,10 @@
 """What an exam reads: images by number, and what is known of them."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Protocol
 
 import torch
@@ -18,12 +20,16 @@ class Images(Protocol):
     def keys(self) -> Sequence[str]:
         """A name of each, no two equal."""
 
+    @property
+    def identity(self) -> str:
+        """A digest of what lies where, without reading images: another one where an image's bytes may be others."""
+
     def read(self, number: int) -> bytes:
         """The file of an image.
 
         Raises:
             Unusable: it is known to be lost, by reason.
-            OSError: a disk fails.
+            OSError: it cannot be read.
         """
 
     def where(self, number: int) -> str:
@@ -39,7 +45,8 @@ class CaptionedImages:
         images: N images.
         captions: M texts.
         image_of_caption: int64 (M,), number of the image that a caption describes; every image has a caption.
-        dropped: what the source has and the set has not, by reason.
+        dropped: images, or captions, that should be in the set and cannot be used, by reason.
+        left_out: what the source has, and the protocol or the format keeps out of the set, by reason.
     """
 
     name: str
@@ -47,12 +54,14 @@ class CaptionedImages:
     captions: Sequence[str]
     image_of_caption: Tensor
     dropped: Tally = field(default_factory=Tally)
+    left_out: Tally = field(default_factory=Tally)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of which images and captions are asked for, in their order: equal for the same split alone."""
-        owners = (self.images.keys[number] for number in self.image_of_caption.tolist())
-        return digest([*self.images.keys, *(text for pair in zip(owners, self.captions, strict=True) for text in pair)])
+    def digest(self, kept: Tensor) -> str:
+        """SHA-256 of the keys of the images that are kept, bool (N,), and their captions, in their order."""
+        keys, keep = self.images.keys, kept.tolist()
+        pairs = zip(self.image_of_caption.tolist(), self.captions, strict=True)
+        words = (word for owner, text in pairs if keep[owner] for word in (keys[owner], text))
+        return digest([*compress(keys, keep), *words])
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,8 @@ class LabelledImages:
         images: N images.
         labels: int64 (N,), number of the class of each.
         classes: C names as the source has them: folders, a dataset's names.
-        dropped: what the source has and the set has not, by reason.
+        dropped: images that should be in the set and cannot be used, by reason.
+        left_out: what the source has, and the protocol or the format keeps out of the set, by reason.
     """
 
     name: str
@@ -72,12 +82,13 @@ class LabelledImages:
     labels: Tensor
     classes: tuple[str, ...]
     dropped: Tally = field(default_factory=Tally)
+    left_out: Tally = field(default_factory=Tally)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of which images and labels are asked for, in their order."""
+    def digest(self, kept: Tensor) -> str:
+        """SHA-256 of the classes, and of the keys of the images that are kept, bool (N,), and theirs, in order."""
         labels = (self.classes[label] for label in self.labels.tolist())
-        return digest([*self.classes, *(word for pair in zip(self.images.keys, labels, strict=True) for word in pair)])
+        pairs = compress(zip(self.images.keys, labels, strict=True), kept.tolist())
+        return digest([*self.classes, *(word for pair in pairs for word in pair)])
 
     def counts(self) -> Tensor:
         """int64 (C,), images of each class."""
@@ -105,3 +116,13 @@ def digest(words: Iterable[str]) -> str:
         encoded = word.encode("utf-8", "surrogatepass")
         total.update(len(encoded).to_bytes(8, "little") + encoded)
     return total.hexdigest()
+
+
+def file_identity(path: str) -> str:
+    """Where a file lies, how long it is and when it was written; of one that is gone, whoever reads it will tell."""
+    place = os.path.abspath(path)
+    try:
+        found = os.stat(place)
+    except OSError:
+        return place
+    return f"{place} {found.st_size} {found.st_mtime_ns}"

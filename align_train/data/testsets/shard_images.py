@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from align_train.corpus.images import Unusable
+from align_train.data.storage.addresses import is_remote
 from align_train.data.storage.shards import OpenFiles, Shard, all_places
 from align_train.data.storage.tars import Span
 from align_train.data.testsets.checks import SHOWN, refuse
+from align_train.data.testsets.sets import digest, file_identity
 from align_train.records import Tally
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,11 @@ class ShardImages:
 
     def __init__(self, shards: Sequence[Shard], keys: Sequence[str], places: Sequence[tuple[int, Span]]) -> None:
         self.shards, self.keys, self.places = list(shards), tuple(keys), tuple(places)
+
+    @property
+    def identity(self) -> str:
+        """Of the tars, as `file_identity`, or the addresses and sizes of remote ones, and of where images lie there."""
+        return digest([*map(_shard_identity, self.shards), *map(str, self.places)])
 
     def read(self, number: int) -> bytes:
         """The file of an image; a shard is opened for it, so that threads share nothing.
@@ -100,6 +107,11 @@ def read_shards(
         places.append((place.shard, place.image))
     files.close()
     return ShardImages(shards, keys, places), found, dropped
+
+
+def _shard_identity(shard: Shard) -> str:
+    """Of a remote shard there is no time of writing: a copy of it has the time of its download."""
+    return f"{shard} {shard.size}" if is_remote(shard.address) else file_identity(str(shard.path))
 
 
 def _sidecar(shard: Shard, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -65,7 +65,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         for row in own
         for column, text in row.intervals.items()
     ]
-    notes = [] if any_taken(own) else [NONE_TAKEN]
+    notes = [*not_compared_texts(result["exams"]), *([] if any_taken(own) else [NONE_TAKEN])]
     links = {row.source: row.link for row in rows if row.published}
     sources = [f"{source}: {link}" for source, link in links.items()]
     return "\n".join([aligned(comparison_table(rows, brief=True)), "percent", *intervals, *notes, *sources])
@@ -95,9 +95,22 @@ def any_taken(rows: list[Row]) -> bool:
     return any(text != "-" for row in rows if not row.published for text in row.scores.values())
 
 
+def not_compared_texts(exams: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each exam that claims to be of a published benchmark and is not."""
+    facts = {name: exam.get("facts") or {} for name, exam in exams.items()}
+    return [f"{name}: {each['not_compared']}" for name, each in facts.items() if each.get("not_compared")]
+
+
 def remarks(rows: list[Row]) -> list[str]:
     """What to read beside the table."""
     return [REMARK] if any_taken(rows) else [NONE_TAKEN, REMARK]
+
+
+def name_of(result: Mapping[str, Any]) -> str:
+    """What the model is called: its run's name, or where its weights were."""
+    measured = [exam.get("measured") or {} for exam in result["exams"].values()]
+    places = [str(each["checkpoint"]) for each in measured if each.get("checkpoint")]
+    return str(result.get("name") or next(iter(places), "no name"))
 
 
 def pairs_text(pairs: object) -> str:
@@ -117,7 +130,7 @@ def _published_rows() -> Iterator[Row]:
 def _own_rows(result: Mapping[str, Any]) -> Iterator[Row]:
     """One row, or as many as there are exams for one column."""
     found: dict[str, list[tuple[str, Mapping[str, Any]]]] = {column: [] for column in COLUMNS}
-    for name, exam in (result.get("exams") or {}).items():
+    for name, exam in result["exams"].items():
         what = str(exam.get("kind")), str((exam.get("facts") or {}).get("benchmark"))
         for column, score in _MEASURED.get(what, {}).items():
             found[column].append((name, exam["scores"].get(score) or {}))
@@ -135,6 +148,8 @@ def _own_row(result: Mapping[str, Any], measured: Mapping[str, tuple[str, Mappin
                 intervals[column] = f"{percent(score['low'])} to {percent(score['high'])}"
     exams = ", ".join(dict.fromkeys(name for name, _ in measured.values()))
     source = f"measured: {exams}" if exams else "no such exam taken"
-    trained_on = ", ".join(map(str, result.get("effective_epochs") or {})) or "-"  # the keys name the training data
-    name = f"this run: {result.get('name') or 'no name'}"
-    return Row(name, trained_on, pairs_text(result.get("pairs_seen")), scores, intervals, source)
+    pairs = [str(name) for name in result.get("effective_epochs") or {}]  # sequences of pairs that were trained on
+    trained_on = ", ".join(pairs) if pairs and pairs != ["stream"] else str(result.get("name") or "-")
+    return Row(
+        f"this run: {name_of(result)}", trained_on, pairs_text(result.get("pairs_seen")), scores, intervals, source
+    )

@@ -17,29 +17,40 @@ from align_train.evaluation.report.blocks import (
     Table,
     Text,
 )
-from align_train.evaluation.report.comparison import any_taken, comparison, comparison_table, pairs_text, remarks
+from align_train.evaluation.report.comparison import (
+    any_taken,
+    comparison,
+    comparison_table,
+    name_of,
+    not_compared_texts,
+    pairs_text,
+    remarks,
+)
 from align_train.evaluation.report.plots import interval_plot, training_plots
 from align_train.evaluation.report.run_folder import RunFolder
-from align_train.evaluation.report.scores import by_kind, is_number, kind_named, left_out, percent, score_table
+from align_train.evaluation.report.scores import by_kind, is_number, kind_named, lost, percent, score_table
 
-# What result.json says of the model and of the measurement, in the report's order; the rest is "Also recorded".
-MEASURED = {
+# What result.json says of the model, in the report's order; the rest is "Also recorded".
+MODEL = {
     "name": "run",
-    "checkpoint": "checkpoint",
     "weights_sha256": "SHA-256 of the weights",
     "parameters": "parameters",
     "steps": "steps",
     "batch_size": "batch, pairs",
     "pairs_seen": "pairs seen in training",
+    "seed": "seed",
+}
+# And of how an exam was measured.
+MEASURED = {
+    "checkpoint": "checkpoint",
     "preprocessing": "preprocessing",
     "batch_norm": "batch norm in evaluation",
     "precision": "precision",
     "device": "device",
     "ranks": "processes",
-    "seed": "seed",
     "software": "software",
 }
-_IN_TABLES = {"worst_classes"}
+_ELSEWHERE = {"worst_classes", "not_compared"}  # facts with a place of their own
 
 
 def document(run: RunFolder) -> Document:
@@ -56,7 +67,7 @@ def document(run: RunFolder) -> Document:
         Section("Also recorded", list(_also(result)), folded=True),
         Section("Settings of the run", [Code(run.recipe)] if run.recipe else [], folded=True),
     ]
-    return Document(str(result.get("name") or "no name"), _summary(result), [each for each in sections if each.blocks])
+    return Document(name_of(result), _summary(result), [each for each in sections if each.blocks])
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -74,9 +85,9 @@ def _scores(result: Mapping[str, Any]) -> Iterator[Block]:
     if not exams:
         yield Text("No exam was taken.")
         return
-    dropped = left_out(exams)
-    yield from (Text(says, loud=True) for says in dropped)
-    ends = "" if dropped else " Nothing was dropped."
+    losses = lost(exams)
+    yield from (Text(says, loud=True) for says in losses)
+    ends = "" if losses else " No image was lost."
     yield Text(f"Percent, unless said otherwise; with a score stand its 95 % interval and what chance gives.{ends}")
     yield from interval_plot(exams)
     for name, group in by_kind(exams).items():
@@ -96,11 +107,11 @@ def _beside(result: Mapping[str, Any]) -> Iterator[Block]:
         else "Every number in this table is published: what its source says of another model."
     )
     yield comparison_table(rows)
-    yield from map(Text, remarks(rows))
+    yield from map(Text, [*not_compared_texts(result["exams"]), *remarks(rows)])
 
 
 def _measured(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    facts = [(label, said(result.get(key))) for key, label in MEASURED.items()]
+    facts = [(label, said(result.get(key))) for key, label in MODEL.items()]
     dates = sorted(str(exam["taken"]) for exam in result["exams"].values() if exam.get("taken"))
     seconds = [exam["seconds"] for exam in result["exams"].values() if is_number(exam.get("seconds"))]
     facts.append(("exams taken", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded"))
@@ -121,16 +132,19 @@ def _how(result: Mapping[str, Any]) -> Iterator[Block]:
 
 def _how_exam(exam: Mapping[str, Any]) -> dict[str, str]:
     rows = {"kind": kind_named(exam["kind"]).title, "counts": said(exam.get("counts"))}
-    rows |= _facts({key: value for key, value in (exam.get("facts") or {}).items() if key not in _IN_TABLES})
+    rows |= _facts({key: value for key, value in (exam.get("facts") or {}).items() if key not in _ELSEWHERE})
+    measured = exam.get("measured") or {}
+    rows |= {label: said(measured.get(key)) for key, label in MEASURED.items()}
+    rows |= {key.replace("_", " "): said(value) for key, value in measured.items() if key not in MEASURED}
     return rows | {key: said(exam.get(key)) for key in ("dropped", "seconds", "taken")}
 
 
 def _facts(facts: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Facts by what they are called; those of a training set, which are facts of their own, one by one."""
+    """Facts by what they are called; those of a training set, which are facts of their own, one by one; not counts."""
     rows: dict[str, str] = {}
     for key, value in facts.items():
         name = before + key.replace("_sha256", ", SHA-256").replace("_", " ")
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and key != "left_out":
             rows |= _facts(value, f"{name} ")
         else:
             rows[name] = "none" if value is None else said(value)
@@ -184,7 +198,7 @@ def _percent(share: object) -> str:
 
 
 def _also(result: Mapping[str, Any]) -> Iterator[Block]:
-    rest = {key: value for key, value in result.items() if key not in MEASURED and key != "exams"}
+    rest = {key: value for key, value in result.items() if key not in MODEL and key != "exams"}
     if rest:
         yield Facts([(key.replace("_", " "), said(value)) for key, value in rest.items()])
 

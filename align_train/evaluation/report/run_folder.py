@@ -36,28 +36,29 @@ def read_run(folder: Path) -> RunFolder:
     Raises:
         ValueError: there is no result.json, it is not of this program, or metrics.csv has no column `step`.
     """
-    prefix, recipe = "contact_sheet_", folder / "resolved.yaml"
+    result, recipe = read_result(folder / "result.json"), folder / "resolved.yaml"
+    sheets = {name: folder / f"contact_sheet_{name}.png" for name in result["exams"]}
     return RunFolder(
-        read_result(folder / "result.json"),
+        result,
         read_curves(folder / "metrics.csv"),
-        {path.stem.removeprefix(prefix): path for path in sorted(folder.glob(f"{prefix}*.png"))},
+        {name: path for name, path in sheets.items() if path.is_file()},  # no other: those are of other weights
         recipe.read_text() if recipe.is_file() else "",
     )
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     """result.json, checked for what the report builds on; ValueError names the file and what to do."""
     if not path.is_file():
-        raise ValueError(f"{path} is not there: {REMEDY}")
+        raise ValueError(f"{path} is not there: {remedy}")
     try:
         result = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): {REMEDY}") from error
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(result, dict) or not isinstance(result.get("exams"), dict):
-        raise ValueError(f"{path} has no object `exams`: {REMEDY}")
+        raise ValueError(f"{path} has no object `exams`: {remedy}")
     for name, exam in result["exams"].items():
         if wrong := _wrong_with(exam):
-            raise ValueError(f"{path}: the exam {name} {wrong}: {REMEDY}")
+            raise ValueError(f"{path}: the exam {name} {wrong}: {remedy}")
     return result
 
 
@@ -70,7 +71,7 @@ def _wrong_with(exam: object) -> str:
     for name, score in scores.items():
         if score is not None and not (isinstance(score, dict) and "value" in score):
             return f"has a score {name} without a `value`"
-    wrong = [key for key in ("counts", "dropped", "facts") if not isinstance(exam.get(key) or {}, dict)]
+    wrong = [key for key in ("counts", "dropped", "facts", "measured") if not isinstance(exam.get(key) or {}, dict)]
     return f"has `{wrong[0]}` that is no object" if wrong else ""
 
 

@@ -97,16 +97,16 @@ def scores_text(exams: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for name, group in by_kind(exams).items():
         kind, table = kind_named(name), score_table(name, group, brief=True)
-        parts.append("\n".join([kind.title, aligned(table), kind.note, *left_out(group)]))
+        parts.append("\n".join([kind.title, aligned(table), kind.note, *lost(group)]))
     return "\n\n".join(parts) or "no exam was taken"
 
 
-def left_out(exams: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def lost(exams: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A sentence for each exam that could not use all of its data."""
     dropped = {name: exam.get("dropped") or {} for name, exam in exams.items()}
     reasons = {name: ", ".join(f"{why} {count:,}" for why, count in each.items()) for name, each in dropped.items()}
     return [
-        f"{name} left out {sum(each.values()):,} ({reasons[name]}): its scores are of the rest."
+        f"{name} could not use {sum(each.values()):,} ({reasons[name]}): its scores are of the rest."
         for name, each in dropped.items()
         if any(each.values())
     ]
