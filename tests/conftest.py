@@ -70,7 +70,7 @@ def large_golden() -> Path:
 
 @pytest.fixture
 def tiny_run(make_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
-    """Overrides of `align-train train` for a run of the toy model on 64 drawn pairs, without exams."""
+    """Overrides of `align-train train` for a run of the toy model on 64 drawn pairs, without exams or report."""
     train, validation = make_shards(64), make_shards(24, name="validation", first=64)
 
     def overrides(name: str = "run", *more: str) -> list[str]:
@@ -79,7 +79,7 @@ def tiny_run(make_shards: Callable[..., Path], tmp_path: Path) -> Callable[..., 
             "experiment=tiny", "data=shards", f"folder={folder}", f"hydra.run.dir={folder}", "max_steps=6",
             f"data.train.pairs.shards={train}/*.tar", f"data.validation={validation}/*.tar",
             "data.batch_size=16", "data.workers=0", "checkpoint_every=3", "validate_every=3", "export=false",
-            "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", *more,
+            "report=false", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", *more,
         ]  # fmt: skip
 
     return overrides

@@ -65,7 +65,7 @@ def sources(**given: Mapping[str, Any] | Path | str) -> list[Source]:
 
 
 def order_of(read: list[Source], state: Mapping[str, Any] | None = None, **settings: Any) -> Order:
-    return Order(read, OrderSettings(**settings), Opener(read, stall_seconds=20, max_quarantined=1.0), state)
+    return Order(read, OrderSettings(**settings), Opener(read, stall_seconds=60, max_quarantined=1.0), state)
 
 
 def keys(order: Order, count: int, batch: int | None = None) -> list[str]:
@@ -90,7 +90,7 @@ def batches(
     **settings: Any,
 ) -> Iterator[Batch]:
     """What training would get from step `start` on."""
-    reading = reading or Reading(stall_seconds=20, max_quarantined=1.0, cache=Cache("unused"))
+    reading = reading or Reading(stall_seconds=60, max_quarantined=1.0, cache=Cache("unused"))
     order = OrderSettings(**{"seed": 1, **settings})
     opener = Opener(read, reading.stall_seconds, reading.max_quarantined)
     plans = BatchPlans(Order(read, order, opener, state), batch_size, start, steps, rank, world_size)

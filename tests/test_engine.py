@@ -38,7 +38,9 @@ def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
 
 
 def test_a_run_writes_what_it_promises(tiny_run: Overrides) -> None:
-    folder = run(tiny_run("run", "export=true"))
+    folder = run(tiny_run("run", "export=true", "report=true"))
+    assert "<h1>tiny" in (folder / "report.html").read_text()
+    assert (folder / "report.md").is_file()
     assert (folder / "hf" / "model.safetensors").is_file()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     result = json.loads((folder / "result.json").read_text())

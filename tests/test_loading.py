@@ -21,7 +21,7 @@ from align_train.data.storage.cache import Cache
 
 
 def reading(**given):
-    return Reading(**{"stall_seconds": 20.0, "max_quarantined": 1.0, "cache": Cache("unused"), **given})
+    return Reading(**{"stall_seconds": 60.0, "max_quarantined": 1.0, "cache": Cache("unused"), **given})
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def remote(web, cache, **given):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize(("use", "workers"), [("threads", 0), ("threads", 2), ("processes", 2)])
 def test_batches_are_those_of_the_files(web, shards, tmp_path, use, workers):
-    cache = Cache(tmp_path / "cache", stall_seconds=20)
-    reading = Reading(use=use, cache=cache, stall_seconds=20)
+    cache = Cache(tmp_path / "cache", stall_seconds=60)
+    reading = Reading(use=use, cache=cache, stall_seconds=60)
     here = batches(sources(pairs=shards), shuffle_shards=2)
     there = batches(remote(web, cache), shuffle_shards=2, reading=reading, workers=workers)
     for one, other in zip(here, there, strict=True):

@@ -82,7 +82,7 @@ def test_a_sharded_checkpoint_is_loaded_and_exported_by_one_process(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recalibration, "WARM", 0.0)
-    model = load_model(str(runs / "parted")).model
+    model = load_model(runs / "parted").model
     assert not is_sharded(model)
     main(["export", f"checkpoint={runs / 'parted'}", f"folder={runs / 'hf'}"])
     assert (runs / "hf" / "model.safetensors").is_file()

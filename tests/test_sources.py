@@ -29,7 +29,7 @@ RANDOM = np.random.default_rng(0)
 
 def opened(read, **given):
     """Keys that are kept of each shard, and what is left out of all."""
-    opener = Opener(read, **{"stall_seconds": 20.0, "max_quarantined": 1.0, **given})
+    opener = Opener(read, **{"stall_seconds": 60.0, "max_quarantined": 1.0, **given})
     found = opener.open(range(len(opener.shards)))
     dropped = sum((shard.dropped for shard in found.values()), Tally())
     return {number: [shard.index.keys[row] for row in shard.rows] for number, shard in found.items()}, dropped, opener

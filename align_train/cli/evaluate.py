@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from align_train.cli.models import Examined, is_checkpoint, load_examined, newest_run, run_folder
-from align_train.cli.scoring import build_exams, facts_of, known_result, tell, write_result
+from align_train.cli.scoring import build_exams, facts_of, known_result, tell, tell_report, write_result
 from align_train.data import Inputs
 from align_train.distributed import on_rank_zero, rank
 from align_train.engine import keep_freed_memory, needs_recalibration
@@ -24,11 +24,11 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError("no exam is chosen: give exams=[retrieval_sample], or a file of your own in --config-dir")
     exams, encoding = build_exams(config.exams), instantiate(config.encoding)
     device = start_ranks(config)
-    check_exams(exams)
     source = newest_run(config.checkpoint)
     examined = load_examined(source)
     facts, where = {**facts_of(examined.model), **training_of(examined)}, origin(source, examined)
     folder = on_rank_zero(lambda: ready_folder(config, source, facts["weights_sha256"]))
+    check_exams(exams)
     if device.type == "cpu":
         keep_freed_memory()
     examined.model.to(device)
@@ -37,7 +37,8 @@ def evaluate(config: DictConfig) -> None:
     if rank() == 0:
         result = write_result(folder, taken.entries, facts, where)
         taken.draw(folder)
-        tell(folder, result)
+        tell(result)
+        tell_report(folder)
 
 
 def start_ranks(config: DictConfig) -> torch.device:

@@ -94,12 +94,16 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def tell(folder: Path, result: Mapping[str, Any]) -> None:
-    """Print the scores, published ones beside those that compare with them, and write the report."""
+def tell(result: Mapping[str, Any]) -> None:
+    """Print the scores, and published ones beside those that compare with them."""
     print(scores_text(result["exams"]) if result["exams"] else "no exam was taken")
     if any((entry.get("facts") or {}).get("benchmark") for entry in result["exams"].values()):
         print(f"\n{comparison_text(result)}")
     elif texts := not_compared_texts(result["exams"]):
         print("\n" + "\n".join(texts))
+
+
+def tell_report(folder: Path) -> None:
+    """Write the report of a folder with a result.json, and say where it is."""
     markdown, page = write_report(folder)
     print(f"report: {page} and {markdown.name}")

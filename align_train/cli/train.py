@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.models import build_model, load_model, open_data
-from align_train.cli.scoring import build_exams, facts_of, tell, write_result
+from align_train.cli.scoring import build_exams, facts_of, tell, tell_report, write_result
 from align_train.distributed import is_sharded, rank
 from align_train.engine import (
     AlignTraining,
@@ -157,7 +157,9 @@ def report(config: DictConfig, model: Align, taken: Taken, known: dict[str, Any]
         known["export"] = export_model(model, config, folder / "hf", known["steps"], taken.entries)
         result = write_result(folder, taken.entries, known, origin)
     taken.draw(folder)
-    tell(folder, result)
+    tell(result)
+    if config.report:
+        tell_report(folder)
     print(f"run folder: {folder}")
 
 
