@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from align_train.corpus.shards import write_shards
+from align_train.engine import device_speed, recalibration
 from align_train.records import Pair
 
 WORDS = ("red", "green", "blue", "cat", "dog", "tree", "house", "boat")
@@ -39,6 +40,13 @@ def drawn_pair(number: int) -> Pair:
     """A pair whose caption names two words and the number, so that no two captions are equal."""
     caption = f"{WORDS[number % 8]} {WORDS[number // 8 % 8]} {number}"
     return Pair(f"pair-{number:05d}", drawn_image(number), caption, {"parity": "odd" if number % 2 else "even"})
+
+
+@pytest.fixture(autouse=True)
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every run does once, done as briefly as it can be: measuring the device, and batch norm's statistics."""
+    monkeypatch.setattr(device_speed, "SECONDS", 0.0)
+    monkeypatch.setattr(recalibration, "BATCHES", 5)
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_train_resume_evaluate_export(
     assert result["exams"]["drawn"]["scores"] == scores["checkpoint"]["scores"]
     assert result["pairs_seen"] == 6 * 16  # what training wrote is still there
     how = result["exams"]["drawn"]["measured"]
-    assert how["batch_norm"] == "statistics recalibrated on 50 training batches"
+    assert how["batch_norm"] == "statistics recalibrated on 5 training batches"
     assert how["checkpoint"] == str(run)
     assert scores["checkpoint"]["counts"] == {"images": 24, "captions": 24}
     assert "exam" in capsys.readouterr().out

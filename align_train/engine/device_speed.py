@@ -34,6 +34,8 @@ _SHEETS: dict[str, tuple[float, float | None, float | None, float, str]] = {
     r"RTX 3090$": (71, 71, 35.6, 35.6, "NVIDIA Ampere GA102 GPU architecture, appendix A"),
 }
 
+SECONDS = 0.3  # for which a device that no sheet knows is measured
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -66,13 +68,13 @@ def published(name: str, dtype: torch.dtype, tf32: bool = False) -> Peak | None:
     return Peak(teraflops * 1e12, f"published for {kind}: {sheet}") if teraflops else None
 
 
-def measured(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Peak:
-    """The best that products of square matrices reach within about so many seconds, here and now."""
+def measured(device: torch.device, dtype: torch.dtype) -> Peak:
+    """The best that products of square matrices reach within about SECONDS, here and now."""
     side = 4096 if device.type == "cuda" else 1024
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     best, start = float("inf"), time.perf_counter()
     first = True
-    while first or time.perf_counter() - start < seconds:
+    while first or time.perf_counter() - start < SECONDS:
         begun = time.perf_counter()
         left @ right
         if device.type == "cuda":
