@@ -16,7 +16,7 @@ from conftest import drawn_image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from reading import write_tar
 
-from align_train.data.testsets import ClassFolders, HubDataset, LabelledShards
+from align_train.data.testsets import ClassFolders, HubDataset, Karpathy, LabelledShards
 
 IMAGES = [drawn_image(number) for number in range(4)]
 LABELS = [1, 0, 1, 2]
@@ -333,3 +333,17 @@ def test_a_broken_class_list_is_refused(tmp_path, content, message):
 def test_a_label_that_cannot_be_is_refused(label):
     with pytest.raises(ValueError, match=re.escape(f"label is {label!r}: write cls, json.NAME or sidecar.NAME")):
         LabelledShards("a.tar", label=label)
+
+
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        (ClassFolders("nowhere"), "there is no folder nowhere, .*give the folder that holds one folder for each class"),
+        (Karpathy("nowhere.json", "images"), "there is no file nowhere.json, .*"),
+        (LabelledShards("SHARDS", classes="nowhere.txt"), "no file nowhere.txt, .*the name of a class on each line"),
+    ],
+    ids=["folder", "json", "classes"],
+)
+def test_what_is_not_there_is_told_with_its_remedy(source, remedy):
+    with pytest.raises(FileNotFoundError, match=remedy):
+        source.open()

@@ -4,6 +4,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,13 @@ def listed(names: Sequence[object]) -> str:
     """The first five names, and how many more there are."""
     more = len(names) - SHOWN
     return ", ".join(map(str, names[:SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def check_there(path: str | Path, folder: bool, remedy: str) -> None:
+    """A FileNotFoundError where there is no such file, or folder, with where it was looked for."""
+    if not (Path(path).is_dir() if folder else Path(path).is_file()):
+        kind = "folder" if folder else "file"
+        raise FileNotFoundError(f"there is no {kind} {path}, looked for at {Path(path).absolute()}: {remedy}")
 
 
 def refuse(source: object, names: Sequence[object], total: int, problem: str, remedy: str) -> None:

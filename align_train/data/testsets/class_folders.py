@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align_train.data.storage.tars import IMAGE_EXTENSIONS
-from align_train.data.testsets.checks import labelled
+from align_train.data.testsets.checks import check_there, labelled
 from align_train.data.testsets.files import ImageFiles
 from align_train.data.testsets.sets import LabelledImages
 from align_train.records import Tally
@@ -48,6 +48,7 @@ class ClassFolders:
 
     def _classes(self) -> tuple[list[str], Tally]:
         """Names of the folders, and what else lies beside them."""
+        check_there(self.path, True, "give the folder that holds one folder for each class")
         with os.scandir(self.path) as entries:
             each = [(entry.name, entry.is_dir()) for entry in entries]
         left_out = Tally(_why(name) or "outside_classes" for name, folder in each if not folder)

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from align_train.data.testsets.checks import captioned, refuse
+from align_train.data.testsets.checks import captioned, check_there, refuse
 from align_train.data.testsets.files import image_files
 from align_train.data.testsets.sets import CaptionedImages
 from align_train.records import Tally
@@ -62,6 +62,7 @@ class Karpathy:
         return captioned(self.annotations, name, files, taken, left_out=further)
 
     def _document(self) -> dict[str, Any]:
+        check_there(self.annotations, False, _REMEDY)
         with open(self.annotations, "rb") as file:
             try:
                 document = json.load(file)

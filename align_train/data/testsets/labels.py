@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align_train.data.testsets.checks import listed, refuse
+from align_train.data.testsets.checks import check_there, listed, refuse
 
 
 def numbered(
@@ -52,6 +52,7 @@ def read_classes(path: str) -> list[str]:
         OSError: the file cannot be read.
         ValueError: it is no text, or has no name, or an empty line between two.
     """
+    check_there(path, False, "give a file with the name of a class on each line")
     try:
         lines = Path(path).read_text("utf-8").rstrip().splitlines()
     except UnicodeDecodeError as error:
