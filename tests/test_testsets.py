@@ -496,7 +496,7 @@ def test_columns_of_the_sidecars_are_aligned_with_the_images(make_shards):
         pq.write_table(table.take(list(range(len(table)))[::-1]), path)
     pairs = ShardPairs(str(folder))
     opened = pairs.open()
-    columns = pairs.columns(["parity", "caption"])
+    columns = pairs.open().images.columns(["parity", "caption"])
     assert columns["caption"] == opened.captions
     assert pairs.excluded({"parity": ["odd"]}).tolist() == [bool(number % 2) for number in range(9)]
     assert pairs.excluded({"parity": ["odd"], "caption": [opened.captions[0]]}).tolist()[:3] == [True, True, False]

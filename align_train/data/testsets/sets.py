@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from align_train.records import Tally
@@ -89,10 +88,6 @@ class LabelledImages:
         labels = (self.classes[label] for label in self.labels.tolist())
         pairs = compress(zip(self.images.keys, labels, strict=True), kept.tolist())
         return digest([*self.classes, *(word for pair in pairs for word in pair)])
-
-    def counts(self) -> Tensor:
-        """int64 (C,), images of each class."""
-        return torch.bincount(self.labels, minlength=len(self.classes))
 
 
 class CaptionedSource(Protocol):

@@ -46,10 +46,6 @@ class ShardPairs:
         """
         return self._opened
 
-    def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Columns of the sidecars, aligned with the N images; errors as `ShardImages.columns`."""
-        return self._images.columns(names)
-
     def excluded(self, exclude: Mapping[str, Sequence[Any]]) -> Tensor:
         """Bool (N,): the images whose sidecar has one of the named values in the named column.
 
