@@ -4,7 +4,9 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
 
-SAMPLE_PARTS = ("clipart", "emoji", "validation", "test_unseen_rendering", "test_unseen_concept")
+SAMPLE_PARTS = (
+    "clipart", "emoji", "validation", "test_unseen_rendering", "test_unseen_concept", "held_out_concepts",
+)  # fmt: skip
 
 
 def config_folder() -> Path:

@@ -39,6 +39,7 @@ PARTS = {
     "validation": (497, "fc2fd1c1971f9d3d785452a709dddbdeab75fdb3c71c3187904fa880e4e7c025"),
     "test_unseen_rendering": (1850, "db1021332d01f31135832d6f89e773859e00bbb6d1dc4e7d63915e95f9b9246b"),
     "test_unseen_concept": (173, "c703ded6b8acbbf953d535521b1faaa730a0174ac832c1182dee361a67067806"),
+    "held_out_concepts": (368, "cdff6dbedb7d906cc4ae6296cd172603d6bbef70d927fd0e048a2979dc5b3070"),
 }
 UNKNOWN = {
     "num_tokens_gpt", "num_faces", "clip_similarity_vitb32", "clip_similarity_vitl14", "nsfw_score_opennsfw2",
@@ -115,10 +116,12 @@ def test_what_each_part_holds(parts):
     sources = {part: {pair.metadata["source"] for pair in pairs} for part, pairs in parts.items()}
     assert sources["clipart"] == sources["validation"] == {"openclipart"}
     assert sources["emoji"] == {"noto", "twemoji"}
+    assert sources["held_out_concepts"] == {"noto", "twemoji"}
     assert sources["test_unseen_rendering"] == sources["test_unseen_concept"] == {"fluent3d"}
     rendering, concept = parts["test_unseen_rendering"], parts["test_unseen_concept"]
     assert {pair.key for pair in concept} < {pair.key for pair in rendering}
     assert len(captions(rendering)) == len(rendering)
+    assert captions(concept) < captions(parts["held_out_concepts"])
 
 
 def test_no_leak_into_validation(parts):
@@ -131,6 +134,7 @@ def test_no_leak_into_the_tests(parts):
     train, unseen = train_of(parts), parts["test_unseen_concept"]
     concepts = {pair.metadata["concept"] for pair in unseen}
     assert not concepts & {pair.metadata.get("concept") for pair in train}
+    assert not images(unseen) & images(parts["held_out_concepts"])
     assert not captions(unseen) & (captions(train) | captions(parts["validation"]))
     assert not images(parts["test_unseen_rendering"]) & (images(train) | images(parts["validation"]))
 

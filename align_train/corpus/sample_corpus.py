@@ -80,7 +80,8 @@ def sample_parts(path: Path | None = None) -> Parts:
     """The pairs of each (part, group); group is `clipart` or `emoji` in `train`, else empty.
 
     `test_unseen_rendering` is all of fluent3d; `test_unseen_concept` is its subset of held-out concepts, which no
-    vendor shows in `train`; `validation` is a tenth of the clip art captions. `train` shares no caption and no image
+    vendor shows in `train`; `held_out_concepts` is what the two vendors of `train` draw for these, to fine-tune on;
+    `validation` is a tenth of the clip art captions. `train` shares no caption and no image
     with `validation` or `test_unseen_concept`. Training pairs come in the order of their hashed keys, so that each
     shard mixes sources and subjects.
     """
@@ -90,21 +91,23 @@ def sample_parts(path: Path | None = None) -> Parts:
     fluent = [pair for pair in pairs if pair.metadata["source"] == "fluent3d"]
     emoji_captions = {normalised(pair.caption) for pair in emoji}
     validation = [pair for pair in clipart if _for_validation(pair, emoji_captions)]
-    unseen_captions = {normalised(pair.caption) for pair in emoji if _held_out_concept(pair)}
+    unseen_captions = {normalised(pair.caption) for pair in emoji if is_held_out(pair)}
     held_captions = unseen_captions | {normalised(pair.caption) for pair in validation}
     # The same picture under another caption would show training what validation asks for.
     held_images = {pair.image for pair in validation}
     seen_clipart = [p for p in clipart if normalised(p.caption) not in held_captions and p.image not in held_images]
     return {
         ("train", "clipart"): _mixed(seen_clipart),
-        ("train", "emoji"): _mixed([pair for pair in emoji if not _held_out_concept(pair)]),
+        ("train", "emoji"): _mixed([pair for pair in emoji if not is_held_out(pair)]),
         ("validation", ""): validation,
         ("test_unseen_rendering", ""): fluent,
-        ("test_unseen_concept", ""): [pair for pair in fluent if _held_out_concept(pair)],
+        ("test_unseen_concept", ""): [pair for pair in fluent if is_held_out(pair)],
+        ("held_out_concepts", ""): [pair for pair in emoji if is_held_out(pair)],
     }
 
 
-def _held_out_concept(pair: Pair) -> bool:
+def is_held_out(pair: Pair) -> bool:
+    """Whether an emoji's concept is one of the tenth that `train` never shows."""
     return unit_hash(pair.metadata["concept"].encode()) < HELD_OUT_SHARE
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 KINDS = (*DELIMITERS, ".jsonl", ".parquet")
+TOGETHER = 16  # rows of parquet that become Python objects at a time: they may hold whole image files
 
 
 def header(path: Path, delimiter: str | None = None) -> list[str]:
@@ -39,6 +40,17 @@ def values(path: Path, column: str, delimiter: str | None = None) -> list[Any]:
     return rows if path.suffix == ".jsonl" else rows[1:]  # without the names
 
 
+def rows(path: Path, columns: Sequence[str] | None = None, delimiter: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows as they are read, of parquet the named columns alone and a row group in memory; errors as `header`."""
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, columns)
+        return
+    read = _rows(path, delimiter)
+    if path.suffix != ".jsonl":
+        next(read, None)  # the names
+    yield from read
+
+
 def holds_files(path: Path, column: str) -> bool:
     """Whether a column holds the files themselves: bytes, or the struct of `datasets` with bytes in it."""
     if path.suffix != ".parquet":
@@ -52,6 +64,15 @@ def holds_files(path: Path, column: str) -> bool:
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
+    except pa.ArrowException as error:
+        raise _unreadable(path, error) from error
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(TOGETHER, columns=columns and list(columns)):
+                yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise _unreadable(path, error) from error
 
