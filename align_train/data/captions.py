@@ -19,6 +19,7 @@ class Captions:
         fields: probability of each field, relative to the others. `txt` is the file `key.txt` (any extension will do),
             `json.alt` the value named alt in `key.json`. Where the drawn field is missing or empty, another is drawn.
         clean: decode HTML entities, remove tags and invisible characters, see `corpus.captions.clean_caption`.
+        by_line: each line of a field is a caption, one of which is drawn; else all of it is one.
 
     Raises:
         ValueError: no field, a probability that is none, or a field that is no caption's.
@@ -26,6 +27,7 @@ class Captions:
 
     fields: Mapping[str, float] = field(default_factory=lambda: {"txt": 1.0})
     clean: bool = True
+    by_line: bool = False
 
     def __post_init__(self) -> None:
         for name, probability in self.fields.items():
@@ -42,7 +44,7 @@ class Captions:
         return list(dict.fromkeys(_kind_and_key(name)[0] for name in self.fields))
 
     def choose(self, texts: Mapping[str, bytes], random: np.random.Generator | None, where: str) -> str:
-        """The caption, from the members by kind; without random numbers, of the most probable field.
+        """The caption, from the members by kind; without random numbers, of the most probable field the first line.
 
         Raises:
             Unusable: no_caption where no field is there, empty_caption where none says anything, corrupt_json.
@@ -52,11 +54,16 @@ class Captions:
             kind, key = _kind_and_key(name)
             if (text := _text(texts.get(kind), key, where)) is None:
                 continue
-            text = clean_caption(text) if self.clean else text.strip()
-            if text:
-                return text
+            if lines := self._lines(text):
+                return lines[int(random.integers(len(lines))) if random and len(lines) > 1 else 0]
             reason = "empty_caption"
         raise Unusable(reason, where)
+
+    def _lines(self, text: str) -> list[str]:
+        """The captions that a field holds, without empty ones."""
+        parts = text.splitlines() if self.by_line else [text]
+        cleaned = (clean_caption(part) if self.clean else part.strip() for part in parts)
+        return [part for part in cleaned if part]
 
     def _drawn(self, random: np.random.Generator | None) -> list[str]:
         """All fields, in the order in which they were drawn without replacement."""

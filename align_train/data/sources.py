@@ -55,11 +55,11 @@ class Source:
         return list(dict.fromkeys([*self.captions.kinds, *(["json"] if self.rules else [])]))
 
 
-_KEYS = ("shards", "repeat", "weight", "captions", "clean_captions", "rules")
+_KEYS = ("shards", "repeat", "weight", "captions", "clean_captions", "by_line", "rules")
 
 
 def read_sources(train: Mapping[str, Mapping[str, Any]], cache: Cache) -> list[Source]:
-    """Sources from settings: name to `{shards, repeat, weight, captions, clean_captions, rules}`.
+    """Sources from settings: name to `{shards, repeat, weight, captions, clean_captions, by_line, rules}`.
 
     Raises:
         FileNotFoundError: a pattern matches no shard.
@@ -77,7 +77,8 @@ def read_sources(train: Mapping[str, Mapping[str, Any]], cache: Cache) -> list[S
             raise ValueError(f"data.train.{name}.repeat is {repeat!r}; it must be a whole number of at least 1")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
             raise ValueError(f"data.train.{name}.weight is {weight!r}; it must be a number over 0, or null")
-        captions = Captions(given.get("captions") or {"txt": 1.0}, given.get("clean_captions", True))
+        clean, by_line = given.get("clean_captions", True), given.get("by_line", False)
+        captions = Captions(given.get("captions") or {"txt": 1.0}, clean, by_line)
         shards = find_shards(patterns, cache) * repeat
         sources.append(Source(name, shards, weight, captions, given.get("rules") or {}))
     if not sources:

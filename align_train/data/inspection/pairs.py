@@ -26,6 +26,7 @@ from align_train.data.tokens import load_tokenizer
 from align_train.records import Preprocessing
 
 _EDGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # the last lengths of the bins of a histogram
+_TOGETHER = 1000  # captions that are tokenized at a time
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _read(reader: PairReader, sampling: Sampling, place: Place, number: int) -> 
         pixels = training_pixels(image, sampling.preprocessing, sampling.augmentation, random, where, sampling.scaled)
     except Unusable as problem:
         return Seen(place.key, str(problem).removeprefix(f"{problem.reason}: "), problem.reason)
-    width, height = _stored_size(image)
+    width, height = stored_size(image)
     return Seen(
         place.key,
         where,
@@ -168,7 +169,7 @@ def _read(reader: PairReader, sampling: Sampling, place: Place, number: int) -> 
     )
 
 
-def _stored_size(image: bytes) -> tuple[int, int]:
+def stored_size(image: bytes) -> tuple[int, int]:
     """Width and height by the header of an image that was decoded."""
     with suppress(ValueError):  # no JPEG
         height, width, *_ = simplejpeg.decode_jpeg_header(image)
@@ -195,10 +196,22 @@ def pair_facts(seen: Sequence[Seen]) -> PairFacts:
 
 def caption_facts(captions: Sequence[str], max_tokens: int) -> CaptionFacts:
     """How long captions are, and whether the vocabulary is theirs."""
-    tokenizer = load_tokenizer(1_000_000)  # cuts nothing
-    ids = tokenizer(list(captions), padding=False)["input_ids"] if captions else []
-    words, tokens = [len(caption.split()) for caption in captions], [len(row) for row in ids]
-    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
+    return facts_of_counted(captions, *token_counts(captions), max_tokens)
+
+
+def token_counts(captions: Sequence[str]) -> tuple[list[int], int]:
+    """WordPiece tokens of each caption, [CLS] and [SEP] included, and how many [UNK] there are in all of them."""
+    tokenizer, tokens, unknown = load_tokenizer(1_000_000), list[int](), 0  # a length that cuts nothing
+    for first in range(0, len(captions), _TOGETHER):
+        ids = tokenizer(list(captions[first : first + _TOGETHER]), padding=False)["input_ids"]
+        tokens += map(len, ids)
+        unknown += sum(row.count(tokenizer.unk_token_id) for row in ids)
+    return tokens, unknown
+
+
+def facts_of_counted(captions: Sequence[str], tokens: Sequence[int], unknown: int, max_tokens: int) -> CaptionFacts:
+    """As `caption_facts`, of captions whose tokens were counted."""
+    words = [len(caption.split()) for caption in captions]
     return CaptionFacts(
         words=Spread.of(words),
         word_bins=_bins(words),
