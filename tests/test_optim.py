@@ -285,6 +285,63 @@ def test_adamw_decays_matrices_only():
     assert vectors["betas"] == (0.9, 0.98)
 
 
+class Staged(Small):
+    """Says of its parameters how far they are from the outputs."""
+
+    def distances(self) -> dict[str, int]:
+        far = {"conv": 2, "bn": 1, "norm": 1, "frozen": 3, "temperature": 0}
+        return {name: far[name.partition(".")[0]] for name, _ in self.named_parameters()}
+
+
+@pytest.mark.parametrize("factory", [lamb, adamw])
+def test_layer_decay_lowers_the_rate_by_distance_and_keeps_the_rules(factory):
+    model = Staged()
+    optimizer = factory(model, 1e-3, weight_decay=0.1, layer_decay=0.5)
+    plain = {
+        name: group for group in factory(model, 1e-3, weight_decay=0.1).param_groups for name in names(model, group)
+    }
+    seen = []
+    for group in optimizer.param_groups:
+        for name in names(model, group):
+            assert group["lr"] == 1e-3 * 0.5 ** model.distances()[name]
+            assert {**group, "params": 0, "lr": 0} == {**plain[name], "params": 0, "lr": 0}
+            seen.append(name)
+    assert sorted(seen) == sorted(plain)
+    schedule = LambdaLR(optimizer, linear(2, 6))
+    peaks = schedule.base_lrs
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [peak / 2 for peak in peaks]
+
+
+def test_groups_of_layer_decay_come_in_a_fixed_order():
+    model = Staged()
+    found = [(sorted(names(model, group)), group["lr"]) for group in lamb(model, 1.0, layer_decay=0.5).param_groups]
+    assert found == [
+        (["temperature"], 1.0),
+        (["norm.bias", "norm.weight"], 0.5),
+        (["conv.bias", "conv.weight"], 0.25),
+        (["bn.bias", "bn.weight"], 0.5),  # the group without decay and adaptation comes second, as without layer_decay
+    ]
+
+
+@pytest.mark.parametrize("factory", [lamb, adamw])
+def test_a_layer_decay_of_one_leaves_the_groups_alone(factory):
+    model = Staged()
+    plain, one = factory(model, 1e-3), factory(model, 1e-3, layer_decay=1.0)
+    assert one.state_dict() == plain.state_dict()
+    assert len(one.param_groups) == 2
+
+
+@pytest.mark.parametrize("factory", [lamb, adamw])
+def test_a_layer_decay_that_cannot_be_is_refused(factory):
+    for value in (0.0, -0.5, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=f"optimizer.layer_decay is {value}: give a factor above 0"):
+            factory(Staged(), 1e-3, layer_decay=value)
+    with pytest.raises(ValueError, match=r"layer_decay is 0.5, but Small has no stages: set it to 1"):
+        factory(Small(), 1e-3, layer_decay=0.5)
+
+
 @pytest.mark.parametrize("factory", [lamb, adamw])
 def test_groups_without_parameters(factory):
     assert len(factory(nn.Linear(2, 2, bias=False), 1e-3).param_groups) == 1

@@ -1,12 +1,13 @@
 """The training step, in the order of time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -14,6 +15,7 @@ from align_train.batch import Batch, StepBatch
 from align_train.distributed import world_size
 from align_train.engine.encoding import captions, encode
 from align_train.engine.sharding import shard_model
+from align_train.evaluation import Exam
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
 from align_train.models.repairs import set_depths
@@ -44,7 +46,7 @@ class AlignTraining(L.LightningModule):
     def __init__(
         self,
         model: Align,
-        optimizer: Callable[[Align], Optimizer],
+        optimizer: Callable[[nn.Module], Optimizer],
         schedule: Callable[[int], float],
         objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         seed: int = 0,
@@ -68,17 +70,26 @@ class AlignTraining(L.LightningModule):
         """One global batch: this rank's b pairs against all ranks' B."""
         image, text = encode(self.model, batch, [self._seed, self.trainer.global_step])  # (b, D) each
         loss = self._objective(image, text, self.model.temperature, batch.identities.to(image.device))
-        self.log("step", float(self.trainer.global_step))
-        self.log("loss", loss, sync_dist=world_size() > 1)
-        self.log("temperature", self.model.temperature.detach())
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self._log_step(loss)
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # when Lightning writes a row
             self._log_health(image.detach(), text.detach())
         return loss
 
+    def trained(self) -> nn.Module:
+        """What the optimizer is made for."""
+        return self.model
+
+    def own_exams(self, exams: Mapping[str, Exam]) -> dict[str, Exam]:
+        """The exams that the settings name, as they are taken of what is trained here."""
+        return dict(exams)
+
+    def export_beside(self, folder: Path) -> dict[str, Any]:
+        """Write what is trained beside the model into the folder it was exported to; returns facts for result.json."""
+        return {}
+
     def on_train_start(self) -> None:
         """Let the configured learning rate, decay and so on win over those in a checkpoint."""
-        optimizer, wanted = self.trainer.optimizers[0], self._make_optimizer(self.model).param_groups
+        optimizer, wanted = self.trainer.optimizers[0], self._make_optimizer(self.trained()).param_groups
         for group, options in zip(optimizer.param_groups, wanted, strict=True):
             group |= {name: value for name, value in options.items() if name not in ("params", "lr")}
         scheduler = self.lr_schedulers()
@@ -130,13 +141,19 @@ class AlignTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set at every step."""
-        optimizer = self._make_optimizer(self.model)
+        optimizer = self._make_optimizer(self.trained())
         scheduler = LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the recipe beside the weights: a checkpoint says how it was made."""
         checkpoint |= {"recipe": self.recipe, "statistics": self.statistics}
+
+    def _log_step(self, loss: Tensor) -> None:
+        self.log("step", float(self.trainer.global_step))
+        self.log("loss", loss, sync_dist=world_size() > 1)
+        self.log("temperature", self.model.temperature.detach())
+        self.log("learning_rate", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
 
     def _log_health(self, image: Tensor, text: Tensor) -> None:
         """A tower that maps all to one point shows here, on up to 256 pairs, long before it shows in the loss."""

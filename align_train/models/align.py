@@ -5,6 +5,7 @@ from torch import Tensor
 from transformers import AlignConfig, AlignModel
 
 from align_train.models.length_chunks import in_length_chunks
+from align_train.models.stages import distances
 from align_train.records import Preprocessing
 
 
@@ -68,6 +69,10 @@ class Align(AlignModel):
 
     def _project_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.get_text_features(input_ids, attention_mask).pooler_output
+
+    def distances(self) -> dict[str, int]:
+        """How many stages of its tower lie above a parameter, by its name; see `align_train.models.stages`."""
+        return distances(self)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

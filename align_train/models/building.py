@@ -122,9 +122,9 @@ def build_align(
     Raises:
         ValueError: an unknown or missing key, a width mismatch, or a value out of range, each with its numbers.
     """
-    image, words = _read(Vision, "vision", vision), _read(Text, "text", text)
-    norm, heat = _read(BatchNorm, "batch_norm", batch_norm), _read(Temperature, "temperature", temperature)
-    inputs = _read(Preprocessing, "preprocessing", preprocessing)
+    image, words = read_node(Vision, "vision", vision), read_node(Text, "text", text)
+    norm, heat = read_node(BatchNorm, "batch_norm", batch_norm), read_node(Temperature, "temperature", temperature)
+    inputs = read_node(Preprocessing, "preprocessing", preprocessing)
     if words.positions < 64:
         raise ValueError(
             f"model.text.positions is {words.positions}; transformers' AlignProcessor pads to 64, so give at least 64"
@@ -192,7 +192,8 @@ def _transformers_config(
     )
 
 
-def _read(kind: type[Spec], name: str, values: Mapping[str, Any]) -> Spec:
+def read_node(kind: type[Spec], name: str, values: Mapping[str, Any]) -> Spec:
+    """A dataclass from the node `model.NAME` of a recipe; ValueError for an unknown or missing key."""
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise ValueError(f"unknown key model.{name}.{unknown[0]}; known are {', '.join(sorted(known))}")

@@ -4,5 +4,6 @@
 from align_train.optim.groups import adamw, lamb
 from align_train.optim.lamb import Lamb
 from align_train.optim.schedules import constant, cosine, linear
+from align_train.optim.two_stages import two_cosines
 
-__all__ = ["Lamb", "adamw", "constant", "cosine", "lamb", "linear"]
+__all__ = ["Lamb", "adamw", "constant", "cosine", "lamb", "linear", "two_cosines"]

@@ -7,7 +7,7 @@
     lr: 1e-3
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,6 +18,13 @@ from align_train.optim.lamb import Lamb
 Groups = list[dict[str, Any]]
 
 
+@runtime_checkable
+class Staged(Protocol):
+    """A model that says of its parameters, by name, how many stages lie between them and its outputs."""
+
+    def distances(self) -> dict[str, int]: ...  # noqa: D102 - said above
+
+
 def lamb(
     model: Module,
     lr: float,
@@ -25,10 +32,15 @@ def lamb(
     eps: float = 1e-6,
     weight_decay: float = 1e-5,
     *,
+    layer_decay: float = 1.0,
     foreach: bool = True,
 ) -> Lamb:
-    """`Lamb` over a model's trainable parameters, with the rule of `lamb_groups` and the options of `Lamb`."""
-    return Lamb(lamb_groups(model), lr, betas, eps, weight_decay, foreach=foreach)
+    """`Lamb` over a model's trainable parameters, with the rule of `lamb_groups` and the options of `Lamb`.
+
+    `layer_decay` is that of `by_distance`.
+    """
+    groups = by_distance(model, lamb_groups(model), lr, layer_decay)
+    return Lamb(groups, lr, betas, eps, weight_decay, foreach=foreach)
 
 
 def adamw(
@@ -37,10 +49,16 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
+    *,
+    layer_decay: float = 1.0,
 ) -> AdamW:
-    """torch's fused AdamW, with its defaults, over a model's trainable parameters, with the rule of `adamw_groups`."""
+    """torch's fused AdamW, with its defaults, over a model's trainable parameters, with the rule of `adamw_groups`.
+
+    `layer_decay` is that of `by_distance`.
+    """
     beta1, beta2 = betas  # a config's list is not the tuple that AdamW asks for
-    return AdamW(adamw_groups(model), lr, (beta1, beta2), eps, weight_decay, fused=True)
+    groups = by_distance(model, adamw_groups(model), lr, layer_decay)
+    return AdamW(groups, lr, (beta1, beta2), eps, weight_decay, fused=True)
 
 
 def lamb_groups(model: Module) -> Groups:
@@ -71,6 +89,32 @@ def adamw_groups(model: Module) -> Groups:
     matrices = {"params": [p for p in parameters if p.ndim >= 2]}
     vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
     return _filled(matrices, vectors)
+
+
+def by_distance(model: Module, groups: Groups, lr: float, layer_decay: float) -> Groups:
+    """The groups parted by how far their parameters are from the model's outputs, nearest first.
+
+    The learning rate of each part is lr * layer_decay ** distance (BERT's layer-wise decay: ELECTRA, arXiv 2003.10555,
+    appendix B; of image towers BEiT, arXiv 2106.08254). At 1 the groups stay as they are.
+
+    Raises:
+        ValueError: `layer_decay` is not above 0 and at most 1, or the model has no stages.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"optimizer.layer_decay is {layer_decay}: give a factor above 0 and of at most 1, such as 0.8")
+    if layer_decay == 1:
+        return groups
+    if not isinstance(model, Staged):
+        raise ValueError(
+            f"optimizer.layer_decay is {layer_decay}, but {type(model).__name__} has no stages: set it to 1"
+        )
+    known = model.distances()
+    distance = {id(p): known[name] for name, p in model.named_parameters() if p.requires_grad}
+    return [
+        {**group, "params": [p for p in group["params"] if distance[id(p)] == far], "lr": lr * layer_decay**far}
+        for group in groups
+        for far in sorted({distance[id(p)] for p in group["params"]})
+    ]
 
 
 def _trainable(model: Module) -> list[Parameter]:
