@@ -11,13 +11,15 @@ import pytest
 import torch
 import yaml
 from conftest import drawn_image
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import AlignModel, AlignProcessor, BertConfig, CLIPConfig
 
 from align_train.data.images import decode, pixels_of
 from align_train.data.tokens import load_tokenizer, tokenize
-from align_train.hub import export_hf, exporting, load_hf, model_card
-from align_train.models import build
+from align_train.hub import align_node, export_hf, exporting, load_hf, model_card
+from align_train.models import build, restore_align
 from align_train.records import Preprocessing
 from align_train.shipped import vocabulary
 
@@ -295,6 +297,43 @@ def test_preprocessing_of_a_processor_that_does_not_crop(copied):
     processor.image_processor.do_center_crop = False
     processor.save_pretrained(copied)
     assert load_hf(copied).preprocessing.crop == 40
+
+
+def test_the_node_of_a_folder_rebuilds_its_model_without_it(model, exported):
+    node = align_node(exported)
+    assert yaml.safe_load(yaml.safe_dump(node)) == node
+    assert str(exported) not in yaml.safe_dump(node)
+    rebuilt, loaded = instantiate(OmegaConf.create(node), _convert_="all"), load_hf(exported)
+    assert rebuilt.preprocessing == loaded.preprocessing
+    assert rebuilt.temperature_bounds == loaded.temperature_bounds == (0.01, 10.0)
+    rebuilt.load_state_dict(AlignModel.from_pretrained(exported).state_dict())
+    for one, two in zip(embeddings(rebuilt), embeddings(loaded), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_settings_of_a_node_have_effect(exported):
+    node = align_node(exported)
+    node["batch_norm"] = {"statistics": "frozen", "group_size": 16, "momentum": 0.01}
+    node["gradient_checkpointing"] = True
+    rebuilt = instantiate(OmegaConf.create(node), _convert_="all").train()
+    assert rebuilt.encode_image(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 32)
+    assert rebuilt.text_model.encoder.layer[0].gradient_checkpointing
+    for key, value, said in [
+        ("batch_norm", {"statistics": "frozen", "group_size": 16, "momentun": 1}, r"key model\.batch_norm\.momentun"),
+        ("preprocessing", node["preprocessing"] | {"max_tokens": 65}, "max_tokens is 65, but the text tower has 64"),
+        ("temperature_bounds", [2.0, 3.0], "outside its bounds"),
+        ("config", node["config"] | {"vision_config": {"pooling_type": "max"}}, "pools by 'max'"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            restore_align(**{name: each for name, each in (node | {key: value}).items() if name != "_target_"})
+
+
+def test_images_of_another_scale_are_an_error(copied):
+    processor = AlignProcessor.from_pretrained(copied)
+    processor.image_processor.rescale_factor = 1 / 255
+    processor.save_pretrained(copied)
+    with pytest.raises(ValueError, match=r"does not scale pixels to x / 127\.5 - 1"):
+        load_hf(copied)
 
 
 def test_a_loaded_model_trains_repaired(exported):

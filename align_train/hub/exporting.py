@@ -17,6 +17,8 @@ from align_train.data.tokens import load_tokenizer
 from align_train.models import Align
 from align_train.records import Preprocessing
 
+ONNX_FOLDER = "onnx"  # in an exported folder, where `export_onnx` writes these
+ONNX_FILES = {f"{tower}.onnx{ending}" for tower in ("image", "text") for ending in ("", ".data")}
 TOLERANCE = 1e-5  # largest difference of any embedding value after a reload; float32 rounding is some 3e-7
 
 
@@ -114,18 +116,22 @@ def _scaled(pixels: np.ndarray) -> torch.Tensor:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not _is_export(folder)):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_export(folder)):
         raise ValueError(f"{folder} is there and is no exported model: choose another folder with export.folder=...")
 
 
-def _is_export(folder: Path) -> bool:
-    """Files alone, with the config of an ALIGN model: nothing that a new export should not replace."""
+def is_export(folder: Path) -> bool:
+    """Files alone, but for ours in onnx/, with the config of an ALIGN model: nothing that an export may not replace."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return False
     is_align = isinstance(config, dict) and config.get("model_type") == "align"
-    return is_align and all(entry.is_file() for entry in folder.iterdir())
+    return is_align and all(entry.is_file() or _is_of_onnx(entry) for entry in folder.iterdir())
+
+
+def _is_of_onnx(folder: Path) -> bool:
+    return folder.name == ONNX_FOLDER and {entry.name for entry in folder.iterdir()} <= ONNX_FILES
 
 
 def _check_finite(model: Align) -> None:
