@@ -33,7 +33,7 @@ class Score:
     """What an exam says of a model.
 
     Attributes:
-        kind: retrieval, zero_shot, neighbours, linear_probe or health.
+        kind: retrieval, zero_shot, neighbours, classifier, linear_probe or health.
         values: numbers by name, the most important first.
         counts: what they are of: images, captions, classes ...
         dropped: images that could not be used, by reason.

@@ -26,6 +26,7 @@ from align_train.evaluation.report.comparison import (
     pairs_text,
     remarks,
 )
+from align_train.evaluation.report.finetuning import exams_of, finetuning_blocks
 from align_train.evaluation.report.plots import interval_plot, training_plots
 from align_train.evaluation.report.run_folder import RunFolder
 from align_train.evaluation.report.scores import by_kind, is_number, kind_named, lost, percent, score_table
@@ -57,6 +58,7 @@ def document(run: RunFolder) -> Document:
     """The report of a run, in the order of reading."""
     result = run.result
     sections = [
+        Section("Fine-tuning", list(_finetuning(result))),
         Section("Scores", list(_scores(result))),
         Section("Beside published models", list(_beside(result))),
         Section("What was measured", [Facts(_measured(result))]),
@@ -78,6 +80,16 @@ def _summary(result: Mapping[str, Any]) -> str:
     if days:
         parts.append(f"exams of {days[0]}" if days[0] == days[-1] else f"exams of {days[0]} to {days[-1]}")
     return " · ".join(parts)
+
+
+def _finetuning(result: Mapping[str, Any]) -> Iterator[Block]:
+    if not (finetuning := result.get("finetuning")):
+        return
+    yield from finetuning_blocks(finetuning)
+    facts = [("start", "start"), ("SHA-256 of its weights", "start_weights_sha256"), ("pairs", "pairs")]
+    taken = {name: result["exams"].get(name) or {} for name in exams_of(finetuning)}
+    data = [(f"data of {name}", said((exam.get("facts") or {}).get("data"))) for name, exam in taken.items()]
+    yield Facts([*((name, said(finetuning.get(key))) for name, key in facts), *data])
 
 
 def _scores(result: Mapping[str, Any]) -> Iterator[Block]:
@@ -198,7 +210,7 @@ def _percent(share: object) -> str:
 
 
 def _also(result: Mapping[str, Any]) -> Iterator[Block]:
-    rest = {key: value for key, value in result.items() if key not in MODEL and key != "exams"}
+    rest = {key: value for key, value in result.items() if key not in MODEL and key not in ("exams", "finetuning")}
     if rest:
         yield Facts([(key.replace("_", " "), said(value)) for key, value in rest.items()])
 

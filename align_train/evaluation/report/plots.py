@@ -63,7 +63,7 @@ def interval_plot(exams: Mapping[str, Mapping[str, Any]]) -> Iterator[Plot]:
     ]
     if not shown:
         return
-    figure = _figure(10.5, 0.7 + 0.32 * len(shown))
+    figure = figure_of(10.5, 0.7 + 0.32 * len(shown))
     axes = figure.add_subplot()
     for place, (_, score) in enumerate(shown):
         low, high = score.get("low"), score.get("high")
@@ -72,14 +72,14 @@ def interval_plot(exams: Mapping[str, Mapping[str, Any]]) -> Iterator[Plot]:
         axes.plot(100 * score["value"], place, "o", color=SERIES[0], markersize=6)
         if is_number(score.get("chance")):
             axes.plot(100 * score["chance"], place, "|", color=FAINT, markersize=11, markeredgewidth=1.5)
-    axes.set_yticks(range(len(shown)), [_literal(label) for label, _ in shown])
+    axes.set_yticks(range(len(shown)), [literal(label) for label, _ in shown])
     axes.invert_yaxis()
     axes.set_xlim(-1, 101)
-    _plain_axes(axes, "x")
+    plain_axes(axes, "x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("percent")
     says = "dot: score; bar: 95 % interval; stroke: chance"
-    yield Plot("Scores at a glance", says, _svg(figure, "Scores of the exams with 95 % intervals"))
+    yield Plot("Scores at a glance", says, svg_of(figure, "Scores of the exams with 95 % intervals"))
 
 
 def _lines(
@@ -92,7 +92,7 @@ def _lines(
     from matplotlib.ticker import EngFormatter
 
     alone = len(lines) == 1
-    figure = _figure(*((4.2, 2.8) if alone else (6.2, 3.2 + 0.2 * len(lines))))
+    figure = figure_of(*((4.2, 2.8) if alone else (6.2, 3.2 + 0.2 * len(lines))))
     axes = figure.add_subplot()
     groups = list(dict.fromkeys(_group(label) for label in lines))
     for label, points in lines.items():
@@ -101,10 +101,10 @@ def _lines(
         marker = "o" if len(x) <= 30 else None
         colour = SERIES[groups.index(_group(label)) % len(SERIES)]
         values = [100 * value for value in y] if percent else y
-        axes.plot(x, values, style, marker=marker, markersize=3.5, color=colour, linewidth=1.4, label=_literal(label))
+        axes.plot(x, values, style, marker=marker, markersize=3.5, color=colour, linewidth=1.4, label=literal(label))
     if reference is not None:
         axes.axhline(reference, color=FAINT, linestyle=":", linewidth=1.2)
-    _plain_axes(axes, "both")
+    plain_axes(axes, "both")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(axis)
     axes.set_xlim(left=0)
@@ -112,7 +112,7 @@ def _lines(
         axes.set_ylim(bottom=0)
     if not alone:
         figure.legend(loc="outside lower left", frameon=False, labelcolor=INK)
-    return _svg(figure, alt)
+    return svg_of(figure, alt)
 
 
 def _group(label: str) -> str:
@@ -120,12 +120,13 @@ def _group(label: str) -> str:
     return label.replace("text to image", "image to text")
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """The text with no mathematics in it."""
     return text.replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure without a background, of this size in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -133,7 +134,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _plain_axes(axes: Any, grid: str) -> None:
+def plain_axes(axes: Any, grid: str) -> None:
     """No frame but the left and lower line, a faint grid, the page's ink."""
     axes.patch.set_visible(False)
     axes.grid(axis=grid, color=FAINT, alpha=0.35, linewidth=0.6)
@@ -145,7 +146,7 @@ def _plain_axes(axes: Any, grid: str) -> None:
         label.set_color(INK)
 
 
-def _svg(figure: Any, alt: str) -> str:
+def svg_of(figure: Any, alt: str) -> str:
     """The figure as an element for a page: no ids but those it uses itself, no size, colours of the page."""
     from matplotlib import rc_context
 

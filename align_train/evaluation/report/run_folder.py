@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align_train.evaluation.report.finetuning import wrong_with
 from align_train.evaluation.report.scores import is_number
 
 REMEDY = "take the exams with `align-train evaluate`, which writes this file"
@@ -59,6 +60,8 @@ def read_result(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     for name, exam in result["exams"].items():
         if wrong := _wrong_with(exam):
             raise ValueError(f"{path}: the exam {name} {wrong}: {remedy}")
+    if result.get("finetuning") and (wrong := wrong_with(result["finetuning"])):
+        raise ValueError(f"{path}: `finetuning` {wrong}: move it away, and fine-tune again")
     return result
 
 

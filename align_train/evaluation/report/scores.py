@@ -58,6 +58,7 @@ KINDS = {
         ("images", "training_images"),
         _INTERVAL,
     ),
+    "classifier": Kind("classifier", _ACCURACY, ("images", "classes"), _INTERVAL),
     "linear_probe": Kind("linear probe", _ACCURACY, ("images", "training_images", "classes"), _INTERVAL),
     "health": Kind(
         "health of the embeddings",
