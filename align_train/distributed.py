@@ -3,6 +3,8 @@
 Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
+import os
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
@@ -25,6 +27,21 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, 0 to world_size - 1."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def until_first_process(look: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """What `look` finds; where that is None, the first process of the job makes it while the others wait.
+
+    Before the processes know of each other: who is first is said by the variables of torchrun, Lightning and Slurm.
+    """
+    if (found := look()) is not None:
+        return found
+    numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    if all(int(os.environ.get(name) or 0) == 0 for name in numbers):
+        return make()
+    while (found := look()) is None:
+        time.sleep(1.0)
+    return found
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,9 +1,14 @@
-"""What tests share: small shards of drawn images, and the folder of large golden vectors."""
+"""What tests share: drawn images in shards, runs and ranks that cost little, and the folder of large golden vectors."""
 
 import io
+import multiprocessing
 import os
+import socket
+import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported. Toy tensors gain nothing from threads, which spin against each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,11 +17,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from align_train.corpus.shards import write_shards
-from align_train.engine import device_speed, recalibration
 from align_train.records import Pair
+
+if TYPE_CHECKING:
+    from align_train.models import Align
 
 WORDS = ("red", "green", "blue", "cat", "dog", "tree", "house", "boat")
 
@@ -42,11 +50,67 @@ def drawn_pair(number: int) -> Pair:
     return Pair(f"pair-{number:05d}", drawn_image(number), caption, {"parity": "odd" if number % 2 else "even"})
 
 
+def counted_once(count: Callable[..., Any]) -> Callable[..., Any]:
+    """That function of a model's shapes, which is asked once for all models of the same make."""
+    from align_train.models.memory import virtual_batch
+
+    known: dict[str, Any] = {}
+
+    def counted(model: "Align", *given: str) -> Any:
+        recomputes = model.text_model.encoder.layer[0].gradient_checkpointing
+        weights = [(p.shape, p.dtype, p.requires_grad) for p in model.parameters()]
+        make = f"{model} {model.config} {model.preprocessing} {virtual_batch(model)} {recomputes} {weights} {given}"
+        if make not in known:
+            known[make] = count(model, *given)
+        return known[make]
+
+    return counted
+
+
+@cache
+def changes() -> tuple[tuple[Any, str, Any], ...]:
+    """Of which modules which names become what, so that a run is brief; scripts that take drawn pairs need none."""
+    from align_train.engine import budget, device_speed, recalibration
+
+    return (
+        (device_speed, "SECONDS", 0.0),
+        (device_speed, "measured", cache(device_speed.measured)),
+        (budget, "cost_of", counted_once(budget.cost_of)),
+        (budget, "memory_of", counted_once(budget.memory_of)),
+        (recalibration, "BATCHES", 5),
+    )
+
+
 @pytest.fixture(autouse=True)
 def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What every run does once, done as briefly as it can be: measuring the device, and batch norm's statistics."""
-    monkeypatch.setattr(device_speed, "SECONDS", 0.0)
-    monkeypatch.setattr(recalibration, "BATCHES", 5)
+    """What every run does once, done as briefly as it can be: measuring the device, estimates, batch norm's statistics.
+
+    Estimates are of shapes alone, so that those of one model hold for the next of its make.
+    """
+    for place, name, value in changes():
+        monkeypatch.setattr(place, name, value)
+
+
+# Ranks are forked from a process that has imported these, which takes seconds.
+multiprocessing.set_forkserver_preload(["pytest", "hydra", "duckdb", "datasets", "align_train.cli.train"])
+
+
+def on_ranks(ranks: int, work: Callable[..., None], *given: Any) -> None:
+    """Call work(rank, *given) in so many processes at once, whose environment is that of ranks on one machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = (port, multiprocessing.get_start_method(), work, given)
+    torch.multiprocessing.start_processes(_rank, words, nprocs=ranks, start_method="forkserver")
+
+
+def _rank(number: int, port: int, method: str, work: Callable[..., None], given: tuple[Any, ...]) -> None:
+    multiprocessing.set_start_method(method, force=True)  # a rank's workers are its own, and end when it is killed
+    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
+    for place, name, value in changes():
+        setattr(place, name, value)
+    work(number, *given)
 
 
 @pytest.fixture

@@ -172,19 +172,16 @@ def test_train_resume_evaluate_export(
 
 
 def test_two_processes_train_as_one(tiny_run: Callable[..., list[str]], tmp_path: Path) -> None:
-    words = [word for word in tiny_run("both") if not word.startswith("folder=")]
+    words = [word for word in tiny_run("both") if not word.startswith(("folder=", "hydra."))]
+    words += ["model.batch_norm.statistics=cross_rank", "trainer.precision=64-true", "centre_captions=true"]
+    words += ["model.vision.stochastic_depth=0.0", "model.text.dropout=0.0"]
+    main(["train", *words, f"hydra.run.dir={tmp_path / 'one'}", "trainer.devices=1"])
+    more = [f"hydra.run.dir={tmp_path / 'two'}", "trainer.devices=2"]
+    command = [sys.executable, "-m", "align_train", "train", *words, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     losses = {}
-    for name, devices in (("one", 1), ("two", 2)):
-        more = [
-            f"hydra.run.dir={tmp_path / name}",
-            f"trainer.devices={devices}",
-            "model.batch_norm.statistics=cross_rank",
-        ]
-        more += ["model.vision.stochastic_depth=0.0", "model.text.dropout=0.0", "centre_captions=true"]
-        more += ["trainer.precision=64-true"]
-        command = [sys.executable, "-m", "align_train", "train", *words, *more]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    for name in ("one", "two"):
         lines = (tmp_path / name / "metrics.csv").read_text().splitlines()
         column = lines[0].split(",").index("loss")
         losses[name] = [float(value) for line in lines[1:] if (value := line.split(",")[column])]

@@ -21,7 +21,8 @@ from align_train.corpus.select import Resources
 from align_train.corpus.select.plan import Plan
 from align_train.corpus.stream import CoyoStream
 from align_train.data import Augmentation
-from align_train.models import Align, build
+from align_train.data.own_pairs import CheckSettings
+from align_train.models import Align, Lora, Tuning, build
 from align_train.shipped import config_folder
 
 FILES = sorted(config_folder().rglob("*.yaml"))
@@ -67,6 +68,17 @@ def test_build_reads_the_same_preset() -> None:
 def test_every_optimizer_instantiates(name: str) -> None:
     optimizer = instantiate(composed("train", f"optimizer={name}", "folder=x").optimizer)(torch.nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("name", options("tuning"))
+def test_every_tuning_instantiates_and_prepares_a_model(name: str) -> None:
+    tuning = instantiate(composed("train", f"+tuning={name}", "folder=x").tuning, _convert_="all")
+    assert isinstance(tuning, Tuning)
+    assert tuning.lora == Lora()  # each default is the same in both places
+    with torch.device("meta"):
+        model = build("align_tiny")
+    assert len(tuning.prepare(model)) == 3
+    assert (name == "full") == (tuning == Tuning())
 
 
 @pytest.mark.parametrize("name", options("schedule"))
@@ -149,6 +161,17 @@ def test_every_experiment_composes(name: str) -> None:
     assert config.max_steps > 0
     with torch.device("meta"):
         assert isinstance(instantiate(config.model, _convert_="all"), Align)
+
+
+@pytest.mark.parametrize("name", options("recipe"))
+def test_every_recipe_of_fine_tuning_composes(name: str) -> None:
+    given = [] if name == "sample_concepts" else ["pairs.path=x", "pairs.images=x"]
+    config = composed("finetune", f"recipe={name}", "folder=x", "start.model=x", *given)
+    check_complete(config)
+    assert callable(instantiate(config.pairs, _convert_="all").open)
+    assert instantiate(config.check, _convert_="all") == CheckSettings(validation_share=0.1)
+    if config.forgetting is not None:
+        instantiate(config.forgetting, _convert_="all").check_names(list(config.exams))
 
 
 def test_trainer_instantiates() -> None:

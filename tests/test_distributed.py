@@ -1,8 +1,6 @@
 """Two gloo processes against one: the same loss, gradients and statistics as one process with the whole batch."""
 
-import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import on_ranks
 from torch import Tensor, nn
 
 import align_train
@@ -78,10 +77,8 @@ def cross_rank_norm(own: slice) -> dict[str, Tensor]:
 
 def work(number: int, folder: Path) -> None:
     """One rank: compute everything, and leave it in a file for the tests."""
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=RANKS)
+    dist.init_process_group("gloo", rank=number, world_size=RANKS)
     found: dict[str, Any] = {"rank": rank(), "world size": world_size()}
     for start in TEMPERATURES:
         own = slice(16 * number, 16 * number + 16)
@@ -106,7 +103,7 @@ def work(number: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (folder,), nprocs=RANKS)
+    on_ranks(RANKS, work, folder)
     return [torch.load(folder / f"{number}.pt") for number in range(RANKS)]
 
 

@@ -5,15 +5,13 @@ import hashlib
 import json
 import logging
 import os
-import socket
-import sys
 import threading
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import drawn_image, drawn_pair, small_text
+from conftest import drawn_image, drawn_pair, on_ranks, small_text
 from PIL import Image
 from test_models import small
 
@@ -179,11 +177,9 @@ def test_threads_that_finish_in_any_order(make_shards, monkeypatch):
     assert torch.equal(found.rows, expected.rows)
 
 
-def one_rank(number, folder, shards, port):
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
+def one_rank(number, folder, shards):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=3)
+    dist.init_process_group("gloo", rank=number, world_size=3)
     found = {}
     for batch_size in (1, 2, 64):
         torch.manual_seed(0)
@@ -225,9 +221,7 @@ def one_rank(number, folder, shards, port):
 def test_three_ranks_embed_each_once_and_in_order(make_shards, tmp_path):
     shards = make_shards(11, pairs_per_shard=11)
     spoil(shards, 7, b"<html>")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_rank, (tmp_path, shards, port), nprocs=3)
+    on_ranks(3, one_rank, tmp_path, shards)
     found = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in range(3)]
     torch.manual_seed(0)
     images, texts = embedded(shards, real())

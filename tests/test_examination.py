@@ -1,9 +1,6 @@
 """Exams in the middle of training: when, on what, what is logged and saved, and that training does not notice."""
 
 import json
-import os
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import on_ranks
 from test_engine import rows, run, weights
 
 from align_train.cli.models import load_model
@@ -135,7 +133,7 @@ def test_scores_of_a_run_that_is_killed_after_its_checkpoint_are_logged(
 ) -> None:
     folder = run(examined("run", "examine_every=3", "max_steps=3", "schedule.total_steps=6"))
     state = read_checkpoint(folder)["callbacks"]["Examination"]
-    assert state == {"last": 3, "untold": {}}
+    assert state == {"last": 3, "untold": {}, "before": {}}
     with monkeypatch.context() as patch:
         killed_after(3, patch)
         with pytest.raises(OSError, match="killed"):
@@ -261,11 +259,8 @@ def test_the_time_of_exams_is_not_trainings(examined: Overrides, monkeypatch: py
     assert json.loads((folder / "result.json").read_text())["training_seconds"] < 1000.0
 
 
-def one_of(number: int, runs: list[list[str]], port: int) -> None:
+def one_of(_: int, runs: list[list[str]]) -> None:
     """One of two ranks."""
-    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     recalibration.BATCHES = 2
     for words in runs:
         run(words)
@@ -277,13 +272,11 @@ def test_two_ranks_take_the_exams_together(examined: Overrides, tmp_path: Path) 
         "max_steps=3", "model.text.dropout=0.0", "data.validation=null",
     )  # fmt: skip
     alone = run(examined("alone", *more))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     trainers = ("default", "sharded")
     shared = [
         examined(name, *more, f"trainer={name}", "trainer.accelerator=cpu", "trainer.devices=2") for name in trainers
     ]
-    torch.multiprocessing.spawn(one_of, (shared, port), nprocs=2)
+    on_ranks(2, one_of, shared)
     for name in trainers:
         assert list(scores(tmp_path / name)) == [2, 3]
         for score in ("i2t_r5", "t2i_r5", "i2t_median_rank"):

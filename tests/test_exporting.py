@@ -81,6 +81,7 @@ def test_onnx_and_push_are_done_where_asked_and_told(run, monkeypatch, capsys):
     pushed = []
     monkeypatch.setattr(exporting, "export_onnx", lambda folder: 2.5e-7)
     monkeypatch.setattr(exporting, "push", lambda *given: pushed.append(given) or "https://hub.test/me/birds")
+    monkeypatch.setenv("HF_TOKEN", "of nobody")
     card = export(run, onnx=True, push_to="me/birds")
     assert "onnx/image.onnx" in card
     assert "base_model" in card

@@ -1,14 +1,12 @@
 """Whole runs whose batches are split over ranks and micro-batches: the same curve, resumed to the bit, or refused."""
 
-import os
-import socket
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import on_ranks
 from test_resume import result, rows, run
 
 from align_train.engine import Contrastive, module, objective, read_checkpoint, recalibration, stopping
@@ -23,11 +21,8 @@ def losses(folder: Path) -> list[float]:
     return [float(row["loss"]) for row in rows(folder) if row["loss"]]
 
 
-def one_of(number: int, words: list[str], port: int) -> None:
+def one_of(_: int, words: list[str]) -> None:
     """One of two ranks."""
-    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     recalibration.BATCHES = 1
     run(words)
 
@@ -44,10 +39,8 @@ def test_ranks_and_micro_batches_have_one_curve(tiny_run: Overrides, monkeypatch
     assert whole[-1] < whole[0] - 0.01
     parted = tiny_run("parted", *more, "step.micro_batch=8")
     assert losses(run(parted)) == pytest.approx(whole, rel=1e-4)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     shared = tiny_run("shared", *more, "step.micro_batch=8", "trainer.devices=2")
-    torch.multiprocessing.spawn(one_of, (shared, port), nprocs=2)
+    on_ranks(2, one_of, shared)
     folder = Path(next(word for word in shared if word.startswith("folder=")).partition("=")[2])
     assert losses(folder) == pytest.approx(whole, rel=1e-4)
     assert result(folder)["pairs_seen"] == 128

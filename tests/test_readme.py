@@ -27,7 +27,8 @@ GUIDE = (ROOT / "docs" / "data.md").read_text()
 SHARDS = (ROOT / "docs" / "shards.md").read_text()
 SCALE = (ROOT / "docs" / "scale.md").read_text()
 EXAMS = (ROOT / "docs" / "exams.md").read_text()
-GUIDES = GUIDE + SHARDS + SCALE + EXAMS
+FINETUNING = (ROOT / "docs" / "finetuning.md").read_text()
+GUIDES = GUIDE + SHARDS + SCALE + EXAMS + FINETUNING
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
@@ -137,6 +138,9 @@ def test_command(words: list[str], session: Callable[[list[str]], None], monkeyp
                 "name=sample",
             ]
         )
+    elif words[1] == "finetune":
+        few = ["max_steps=2", "schedule.warmup_steps=1", "examine_every=1", "forgetting.alphas=[0,1]", "data.workers=0"]
+        session([*words[1:], *few, "trainer.accelerator=cpu"])
     elif words[1] == "doctor":
         session([*words[1:], "data.workers=0"])
     else:

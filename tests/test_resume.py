@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import signal
-import socket
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +11,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from conftest import drawn_pair
+from conftest import drawn_pair, on_ranks
 from hydra import compose, initialize_config_dir
+from torch.multiprocessing import ProcessExitedException
 
 from align_train.cli.train import train
 from align_train.engine import PairData, Progress, read_checkpoint, recalibration
@@ -39,7 +38,7 @@ def result(folder: Path) -> dict[str, object]:
     return json.loads((folder / "result.json").read_text())
 
 
-def killed(overrides: list[str], step: int) -> None:
+def killed(_: int, overrides: list[str], step: int) -> None:
     """A run whose process is killed at the end of a step."""
     end = Progress.on_train_batch_end
 
@@ -63,10 +62,9 @@ def test_after_kill_9_the_curve_is_that_of_a_run_never_stopped(
     )  # fmt: skip
     whole = run(tiny_run("whole", *more))
     words = tiny_run("parted", *more)
-    process = torch.multiprocessing.get_context("spawn").Process(target=killed, args=(words, step))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(ProcessExitedException) as end:
+        on_ranks(1, killed, words, step)
+    assert end.value.exit_code == -signal.SIGKILL
     parted = Path(next(word for word in words if word.startswith("folder=")).partition("=")[2])
     assert read_checkpoint(parted)["global_step"] == 2 * (step // 2)
     run([*words, f"resume={parted}"])
@@ -79,12 +77,8 @@ def test_after_kill_9_the_curve_is_that_of_a_run_never_stopped(
     assert {name: result(parted)[name] for name in counts} == {name: result(whole)[name] for name in counts}
 
 
-def part(number: int, ranks: int, words: list[str], port: int, keys: Path) -> None:
+def part(number: int, words: list[str], keys: Path) -> None:
     """One of the ranks that train together; notes the pairs that it trains on."""
-    if ranks > 1:
-        os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     recalibration.BATCHES = 1
     seen: list[str] = []
     PairData.on_after_batch_transfer = lambda self, batch, index: (  # type: ignore[method-assign]
@@ -100,13 +94,11 @@ def test_another_number_of_ranks_and_workers_sees_each_pair_once(
     words = tiny_run("run", "data.batch_size=8", "data.order.shuffle_shards=2", "data.validation=null")
     words = [*words, "schedule.total_steps=8"]
     folder = Path(next(word for word in words if word.startswith("folder=")).partition("=")[2])
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     two = [*words, "max_steps=3", "data.workers=1", "trainer.devices=2"]
-    torch.multiprocessing.spawn(part, (2, two, port, tmp_path / "two"), nprocs=2)
+    on_ranks(2, part, two, tmp_path / "two")
     for changed, name in ((PairData, "on_after_batch_transfer"), (recalibration, "BATCHES")):
         monkeypatch.setattr(changed, name, getattr(changed, name))  # what `part` changes is changed back
-    part(0, 1, [*words, "max_steps=8", "data.workers=2", f"resume={folder}"], 0, tmp_path / "one")
+    part(0, [*words, "max_steps=8", "data.workers=2", f"resume={folder}"], tmp_path / "one")
     seen = [key for path in sorted(tmp_path.glob("*-?.json")) for key in json.loads(path.read_text())]
     assert Counter(seen) == {drawn_pair(number).key: 1 for number in range(64)}
     assert result(folder)["effective_epochs"] == {"pairs": 1.0}

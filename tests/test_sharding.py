@@ -1,14 +1,11 @@
 """Two processes that share out the weights train as two that each hold them all, and go on as each other."""
 
-import os
-import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import drawn_pair
+from conftest import drawn_pair, on_ranks
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -32,11 +29,8 @@ def composed(*words: str) -> Any:
         return compose("train", list(words))
 
 
-def rank(number: int, words: list[str], folder: Path, port: int) -> None:
+def rank(number: int, words: list[str], folder: Path) -> None:
     """One of two ranks, in double precision: a run under DDP, and a sharded one in parts, the last under DDP."""
-    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     recalibration.WARM = 0.0  # or it would overwrite the statistics that are compared
     make = align_train.cli.train.build_model
     align_train.cli.train.build_model = lambda config: make(config).double()
@@ -61,9 +55,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "schedule.total_steps=9", "checkpoint_every=9", "validate_every=9", "export=false", "exams=none",
         "trainer.accelerator=cpu", "trainer.devices=2", "trainer.gradient_clip_val=0.05",
     ]  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank, (words, folder, port), nprocs=2)
+    on_ranks(2, rank, words, folder)
     return folder
 
 

@@ -1,7 +1,5 @@
 """The same loss, gradients, masks and statistics however a batch is split: over ranks, micro-batches and chunks."""
 
-import os
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import on_ranks
 from test_models import drawn_pixels, drawn_text, small
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +23,7 @@ from align_train.models.batch_norm import GhostBatchNorm2d, pool_statistics
 from align_train.models.repairs import draw_depths, set_depths
 
 PAIRS = 64  # in virtual batches of 4, so that 4 ranks with 4 micro-batches have one each
+SIDES = {torch.float64: 33, torch.float32: 65}  # pixels; fewer leave float32 too little for a group's variance
 ENTROPY = (7, 3)
 CASES = list(product([torch.float64, torch.float32], [1, 2, 4], [None, 5]))
 RANKS = [1, 2, 4]
@@ -36,9 +36,9 @@ def model(dtype: torch.dtype, dropout: float = 0.0, **changes: Any) -> Align:
     return made.to(dtype).train()
 
 
-def dealt(parts: int) -> StepBatch:
-    """This rank's micro-batches, dealt out as the plans do it."""
-    pixels = drawn_pixels(PAIRS, size=65)  # smaller ones leave float32 too little for a group's variance
+def dealt(parts: int, dtype: torch.dtype = torch.float64) -> StepBatch:
+    """This rank's micro-batches for a model of that type, dealt out as the plans do it."""
+    pixels = drawn_pixels(PAIRS, SIDES[dtype])
     input_ids, mask = drawn_text([3 + number % 9 for number in range(PAIRS)])
     identities = torch.arange(PAIRS)[:, None] // torch.tensor([8, 1])  # eight pairs share an image
     stride = world_size() * parts
@@ -72,7 +72,7 @@ def split_step(align: Align, parts: int, **loss: Any) -> dict[str, Tensor]:
     step: nn.Module = Step(align, **loss)
     if world_size() > 1:
         step = DistributedDataParallel(step)  # which takes the mean of gradients for as long as it lives
-    own = step(dealt(parts))
+    own = step(dealt(parts, align.temperature.dtype))
     own.backward()
     mean = own.detach().clone()
     if world_size() > 1:
@@ -82,7 +82,7 @@ def split_step(align: Align, parts: int, **loss: Any) -> dict[str, Tensor]:
 
 def whole_step(dtype: torch.dtype, ids: bool = False) -> dict[str, Tensor]:
     """One big batch in one forward pass, with the plain loss, and nothing of what splits."""
-    align, batch = model(dtype), dealt(1).parts[0]
+    align, batch = model(dtype), dealt(1, dtype).parts[0]
     random = np.random.default_rng(np.random.SeedSequence(ENTROPY, spawn_key=(0,)))
     set_depths(align, draw_depths(align, PAIRS, random))
     image, text = align.encode_image(batch.pixels), align.encode_text(batch.input_ids, batch.attention_mask)
@@ -107,10 +107,8 @@ def found_here() -> dict[Any, dict[str, Tensor]]:
 
 
 def work(number: int, ranks: int, folder: Path) -> None:
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=ranks)
+    dist.init_process_group("gloo", rank=number, world_size=ranks)
     torch.save(found_here(), folder / f"{number}.pt")
     dist.destroy_process_group()
 
@@ -121,7 +119,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[Any, 
     each = {1: [found_here()]}
     for ranks in RANKS[1:]:
         folder = tmp_path_factory.mktemp("ranks")
-        torch.multiprocessing.spawn(work, (ranks, folder), nprocs=ranks)
+        on_ranks(ranks, work, ranks, folder)
         each[ranks] = [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(ranks)]
     return each
 
@@ -232,7 +230,7 @@ def test_a_micro_batch_is_forgotten_until_it_is_needed():
     sizes = {}
     for parts in (1, 8):
         alive, most, align = 0, 0, model(torch.float32)
-        batch = StepBatch(dealt(8).parts[:parts])
+        batch = StepBatch(dealt(8, torch.float32).parts[:parts])
         with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.x):
             image, text = encode(align, batch, ENTROPY)
         sizes[parts] = most
@@ -252,7 +250,7 @@ def test_each_micro_batch_runs_forward_twice_and_the_tower_once_more():
 @pytest.mark.parametrize("parts", [1, 4])
 def test_mixed_precision_adds_micro_batches_up_in_float32(parts):
     """Against gradient caching written out: embed, loss, embed again with the embeddings' gradients."""
-    align, batch = model(torch.float32), dealt(parts)
+    align, batch = model(torch.float32), dealt(parts, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         image, text = encode(align, batch, ENTROPY)
         loss = Contrastive()(image, text, align.temperature, batch.identities)

@@ -2,9 +2,7 @@
 
 import csv
 import json
-import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -18,8 +16,7 @@ import datasets
 import duckdb
 import pyarrow as pa
 import pytest
-import torch
-from conftest import drawn_image
+from conftest import drawn_image, on_ranks
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from metadata import coyo_table, judged, parquet
@@ -621,11 +618,8 @@ def test_what_is_wrong_is_told_in_one_line(
     assert "Traceback" not in said
 
 
-def rank_of_two(number: int, web: Path, folder: Path, port: int) -> None:
+def rank_of_two(number: int, web: Path, folder: Path) -> None:
     """One of two processes that train together: two steps, and two more of the resumed run."""
-    os.environ |= {"LOCAL_RANK": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     recalibration.BATCHES = 1
     keys: list[str] = []
     note = StreamData.on_after_batch_transfer
@@ -641,9 +635,7 @@ def rank_of_two(number: int, web: Path, folder: Path, port: int) -> None:
 
 
 def test_two_ranks_read_parts_of_their_own_and_go_on(web: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_of_two, (web, tmp_path, port), nprocs=2)
+    on_ranks(2, rank_of_two, web, tmp_path)
     wanted = [used(web, 4 * 4, part, 2) for part in range(2)]  # steps, and a rank's half of the batch
     for number, items in enumerate(wanted):
         keys = json.loads((tmp_path / f"keys-{number}.json").read_text())

@@ -199,7 +199,7 @@ def test_the_report_compares_start_recommended_and_end(tmp_path):
     assert "- start: kakaobrain/align-base" in section
     assert "- data of own: data/retrieval" in section
     assert "- data of guard: not recorded" in section
-    assert "chosen by these very scores" in section
+    assert "chosen by the scores on new data and guard" in section
     assert "finetuning" not in markdown[markdown.index("## Scores") :]
     (plot,) = plots_of(html)
     for label in ("start, alpha 0", "recommended, alpha 0.5", "end, alpha 1", "guard, mean, percent"):

@@ -30,6 +30,13 @@ VERBS = {
         "train, score and export a model; resume=RUN goes on with a run that was stopped",
         ("align-train train", "align-train train experiment=tiny seed=2"),
     ),
+    "finetune": Verb(
+        "fine-tune a trained model on pairs of your own, and say what it forgot; resume=RUN goes on",
+        (
+            "align-train finetune pairs.path=shards/sample/held_out_concepts/shards start.model=outputs/sample",
+            "align-train finetune pairs.path=photos.csv start.model=kakaobrain/align-base tuning=lora",
+        ),
+    ),
     "doctor": Verb(
         "check what training would read, without training: shards, images, captions, speed, and a sheet of samples",
         (

@@ -9,11 +9,14 @@ from omegaconf import DictConfig
 from align_train.cli.exporting import export_model, push_where_asked, settle
 from align_train.cli.models import is_checkpoint, load_model, newest_run, open_data, run_folder
 from align_train.hub import weights_digest
+from align_train.hub.pushing import require_token
 from align_train.models import Align
 
 
 def export(config: DictConfig) -> None:
     """Load, settle, write, prove; push where asked."""
+    if config.push_to is not None:
+        require_token(config.push_to)
     source = Path(newest_run(config.checkpoint))
     if source.is_dir() and not is_checkpoint(source):
         raise ValueError(f"{source} is no run folder: give one, or a .ckpt file")

@@ -29,7 +29,7 @@ def run(verb: str, overrides: Sequence[str]) -> None:
     given = sys.argv
     program = given[0] if given else "align-train"
     try:
-        composed = continued(overrides) if verb == "train" else list(overrides)
+        composed = continued(overrides) if verb in ("train", "finetune") else list(overrides)
     except EXPECTED as error:
         _fail(verb, error)
     function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)

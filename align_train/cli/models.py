@@ -1,7 +1,9 @@
 """From a config, a checkpoint or a Hugging Face folder to a model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -9,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_train.data import AlignInputs, Inputs
 from align_train.distributed import rank
-from align_train.engine import PairData, StreamData, load_weights, read_checkpoint
+from align_train.engine import AtomicCheckpointIO, PairData, StreamData, load_weights, parted, read_checkpoint
 from align_train.hub import load_dual_encoder
-from align_train.models import Align
+from align_train.models import Align, merge_lora
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,17 @@ class Loaded:
         recipe: the settings it was trained with.
         steps: that it was trained.
         statistics: what its batch-norm statistics are; None where that was not settled, in the middle of training.
+        beside: weights of what was trained beside it.
     """
 
     model: Align
     recipe: DictConfig
     steps: int
     statistics: str | None = None
+    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-def build_model(config: DictConfig) -> Align:
+def build_model(config: DictConfig | Mapping[str, Any]) -> Align:
     """A fresh model of a model node."""
     model: Align = instantiate(config, _convert_="all")
     return model
@@ -86,8 +90,19 @@ def load_model(path: Path) -> Loaded:
     recipe = OmegaConf.create(checkpoint["recipe"])
     assert isinstance(recipe, DictConfig)
     model = build_model(recipe.model)
+    if "tuning" in recipe:
+        instantiate(recipe.tuning).prepare(model)
     load_weights(model, checkpoint, path)
-    return Loaded(model, recipe, int(checkpoint["global_step"]), checkpoint.get("statistics") or None)
+    merge_lora(model)
+    _, beside = parted(checkpoint["state_dict"])
+    return Loaded(model, recipe, int(checkpoint["global_step"]), checkpoint.get("statistics") or None, beside)
+
+
+def save_model(model: Align, recipe: DictConfig, steps: int, statistics: str, path: Path) -> None:
+    """Write weights alone as a checkpoint, which `load_model` reads and no run goes on from."""
+    weights = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
+    told = {"recipe": OmegaConf.to_yaml(recipe, resolve=True), "global_step": steps, "statistics": statistics}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": weights, **told}, path)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not there, and read without running code."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 from align_train.files import atomic_write
+
+MODEL = "model."  # before the names of its weights in a training's state dict
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,14 +40,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path), map_location)
 
 
+def checkpoint_of(run: Path) -> Path:
+    """The file that a run folder stands for: what fine-tuning recommends, else the newest."""
+    recommended = run / "checkpoints" / "recommended.ckpt"
+    return recommended if recommended.is_file() else recommended.with_name("last.ckpt")
+
+
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The checkpoint in a file, or the newest of a run folder.
+    """The checkpoint in a file, or that of a run folder, see `checkpoint_of`.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is not a checkpoint of ours.
     """
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    file = checkpoint_of(path) if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}: give a run folder or a .ckpt file in its checkpoints/")
     try:
@@ -66,13 +75,13 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
 
 
 def check_fit(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The checkpoint's weights by the model's names.
+    """The checkpoint's weights of the model by its names, without those of what was trained beside it.
 
     Raises:
         ValueError: one is missing, unknown or of another shape; the first is named.
     """
     wanted = model.state_dict()
-    found = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    found, _ = parted(checkpoint["state_dict"])
     for name in [*wanted, *found]:
         shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (wanted, found)]
         if shapes[0] != shapes[1]:
@@ -81,3 +90,14 @@ def check_fit(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> dict[
                 "checkpoint. Choose the model it was trained with (model=...), or another checkpoint"
             )
     return found
+
+
+def of_training(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A model's state dict by the names that a training's has."""
+    return {MODEL + name: value for name, value in weights.items()}
+
+
+def parted(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of a training's state dict: the model's by its own names, and the others."""
+    own = {name.removeprefix(MODEL): value for name, value in weights.items() if name.startswith(MODEL)}
+    return own, {name: value for name, value in weights.items() if not name.startswith(MODEL)}

@@ -32,6 +32,11 @@ class Examination(L.Callback):
         every: steps between two takings; None for the end alone.
         watched: the metric that best.ckpt is chosen by, should it be one of an exam; else "".
         after: called after each taking, so that its time does not count as training's.
+        tuned: a trained model is trained further: exams are taken before the first step too, and its batch-norm
+            statistics are trusted from the start.
+
+    Attributes:
+        before: entries of the exams before the first step, where they were taken then.
     """
 
     def __init__(
@@ -42,9 +47,11 @@ class Examination(L.Callback):
         every: int | None = None,
         watched: str = "",
         after: Callable[[], None] | None = None,
+        tuned: bool = False,
     ) -> None:
         self._exams, self._encoding, self._folder = exams, encoding, folder
-        self._every, self._watched, self._after = every, watched, after
+        self._every, self._watched, self._after, self._tuned = every, watched, after, tuned
+        self.before: dict[str, dict[str, Any]] = {}
         self._step, self._taken = -1, Taken({}, {})
         self._untold: dict[str, float] = {}
         self._last = 0  # step of the last taking in training, also before a resume
@@ -58,6 +65,9 @@ class Examination(L.Callback):
         check_exams(self._exams)
         if trainer.global_step and self._due(trainer) and self._last != trainer.global_step:
             self._take(trainer, pl_module)
+        elif self._exams and self._tuned and not trainer.global_step:
+            self._take(trainer, pl_module)
+            self.before = self._taken.entries
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
@@ -73,7 +83,8 @@ class Examination(L.Callback):
 
     def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignTraining)
-        with settled_statistics(pl_module.model, trainer.global_step, trainer.datamodule) as statistics:
+        steps = None if self._tuned else trainer.global_step
+        with settled_statistics(pl_module.model, steps, trainer.datamodule) as statistics:
             taken = self.taken(pl_module.model, trainer.global_step)
         taken.draw(self._folder)
         self._taken = Taken(taken.entries, {})  # embeddings to draw from are not to stay in memory
@@ -95,19 +106,20 @@ class Examination(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
     ) -> None:
         """Log."""
-        self._tell(trainer, trainer.global_step)
+        self.tell(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log."""
-        self._tell(trainer, trainer.global_step)
+        self.tell(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last taking, and what of it the loggers have yet to be told."""
-        return {"last": self._last, "untold": dict(self._untold)}
+        """The step of the last taking, what of it is to be logged yet, and the exams before the first step."""
+        return {"last": self._last, "untold": dict(self._untold), "before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._last, self._untold = state_dict["last"], state_dict["untold"]
+        self.before = state_dict.get("before", {})  # checkpoints of earlier versions have none
 
     def at_end(self, trainer: L.Trainer, model: Align) -> tuple[Taken, ValueError | OSError | None]:
         """The exams of the trained model, whose statistics are settled; all ranks must call.
@@ -119,7 +131,7 @@ class Examination(L.Callback):
         except (ValueError, OSError) as error:
             return Taken({}, {}), error
         self._untold = metrics_of(taken.entries)
-        self._tell(trainer, trainer.global_step)
+        self.tell(trainer)
         return taken, None
 
     def taken(self, model: Align, step: int) -> Taken:
@@ -129,9 +141,9 @@ class Examination(L.Callback):
             self._step, self._taken = step, take_exams(self._exams, encoder)
         return self._taken
 
-    def _tell(self, trainer: L.Trainer, step: int) -> None:
-        """Once the row of the step before is complete."""
+    def tell(self, trainer: L.Trainer) -> None:
+        """Log what was not yet, once the row of the step before is complete."""
         if self._untold:
             for logger in trainer.loggers:
-                logger.log_metrics(self._untold, step=step)
+                logger.log_metrics(self._untold, step=trainer.global_step)
             self._untold = {}

@@ -43,12 +43,12 @@ def recalibrated(batches: int) -> str:
 
 
 @contextmanager
-def settled_statistics(model: Align, steps: int, data: PairData | StreamData) -> Iterator[str]:
+def settled_statistics(model: Align, steps: int | None, data: PairData | StreamData) -> Iterator[str]:
     """With statistics that can be trusted, and what they are: recalibrated ones, where the running ones cannot.
 
-    These are put back after it.
+    These are put back after it. `steps` None says that they can.
     """
-    if not needs_recalibration(model, steps):
+    if steps is None or not needs_recalibration(model, steps):
         yield RUNNING
         return
     layers = tracking_layers(model)

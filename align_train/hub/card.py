@@ -101,8 +101,8 @@ def fine_tuned(finetuning: Mapping[str, Any]) -> str:
     pairs = finetuning["pairs"]
     skipped = ", ".join(f"{why} {count:,}" for why, count in pairs["skipped"].items())
     told = (
-        f"Fine-tuned from {named_start(finetuning['start'])} with {pairs['images']:,} images and {pairs['captions']:,} captions; "
-        f"{pairs['validation_images']:,} of the images were kept out for validation."
+        f"Fine-tuned from {named_start(finetuning['start'])} with {pairs['images']:,} images and "
+        f"{pairs['captions']:,} captions; {pairs['validation_images']:,} of the images were kept out for validation."
     )
     return f"{told}{f' Left out: {skipped}.' if skipped else ''}\n\n{_mixture(finetuning)}"
 

@@ -12,6 +12,12 @@ REPLACED = ["*.safetensors", "*.safetensors.index.json", "onnx/*"]
 LOG_IN = "log in with a token that may write there: hf auth login, or set HF_TOKEN"
 
 
+def require_token(repo: str) -> None:
+    """Raise OSError where nobody is logged in at the Hub: before the work, not after it."""
+    if get_token() is None:
+        raise OSError(f"nothing can be pushed to {repo}, there is no token of the Hugging Face Hub: {LOG_IN}")
+
+
 def push(folder: str | Path, repo: str, private: bool = True) -> str:
     """Upload an exported folder to a model repository, which is made where there is none.
 
@@ -32,8 +38,7 @@ def push(folder: str | Path, repo: str, private: bool = True) -> str:
         raise ValueError(
             f"{folder} is no exported model, so it is not pushed: give a folder that an export has written"
         )
-    if get_token() is None:
-        raise OSError(f"nothing was pushed to {repo}, there is no token of the Hugging Face Hub: {LOG_IN}")
+    require_token(repo)
     try:
         return _uploaded(HfApi(), folder, repo, private)
     except HFValidationError as error:

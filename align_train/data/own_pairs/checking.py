@@ -49,9 +49,7 @@ class CheckSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
-            raise ValueError(
-                f"check.validation_share is {self.validation_share}: choose at least 0 and less than 1"
-            )
+            raise ValueError(f"check.validation_share is {self.validation_share}: choose at least 0 and less than 1")
         for name in ("pairs_per_shard", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"check.{name} is {getattr(self, name)}: choose at least 1")

@@ -1,0 +1,283 @@
+"""Fine-tuning from a file of pairs to a verified export: what it starts from, does by itself, and chooses."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from conftest import drawn_image, drawn_pair
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from transformers import AlignModel
+
+from align_train.cli.evaluate import evaluate
+from align_train.cli.finetune import finetune
+from align_train.cli.models import load_model
+from align_train.cli.train import train
+from align_train.corpus.shards import write_shards
+from align_train.data import (
+    Augmentation,
+    Cache,
+    Loader,
+    Opener,
+    Order,
+    OrderSettings,
+    PairReader,
+    Reading,
+    read_sources,
+)
+from align_train.data.batches import BatchPlans
+from align_train.engine import StopOnPlateau, read_checkpoint
+from align_train.hub import export_hf, weights_digest
+from align_train.models import has_lora
+from align_train.records import Preprocessing
+from align_train.shipped import config_folder
+
+IMAGES = 48
+
+
+def composed(verb: str, words: list[str]) -> DictConfig:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(verb, words)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv of 48 images with two captions each, shards of other pairs to guard, and a short run on these."""
+    home = tmp_path_factory.mktemp("finetune")
+    with (home / "birds.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["photo", "caption"])
+        for number in range(IMAGES):
+            (home / f"{number}.jpg").write_bytes(drawn_image(1000 + number))
+            table.writerow([f"{number}.jpg", f"bird number {number}"])
+            table.writerow([f"{number}.jpg", f"{number} is what this bird is"])
+    write_shards((drawn_pair(number) for number in range(32)), home / "guard", "", 16)
+    folder = home / "start"
+    train(
+        composed(
+            "train",
+            [
+                "experiment=tiny",
+                "data=shards",
+                f"folder={folder}",
+                "max_steps=6",
+                "schedule.warmup_steps=1",
+                f"data.train.pairs.shards={home}/guard/*.tar",
+                "data.batch_size=16",
+                "data.workers=0",
+                "export=false",
+                "report=false",
+                "trainer.accelerator=cpu",
+                "checkpoint_every=6",
+            ],
+        )
+    )
+    return home
+
+
+def words(home: Path, folder: Path, *more: str) -> list[str]:
+    """Overrides of a run of four steps on the csv, with exams on its validation images and on the guard's shards."""
+    guard = (
+        "exams.guard={_target_: align_train.evaluation.Retrieval, data: {_target_: "
+        f"align_train.data.testsets.ShardPairs, shards: '{home}/guard/*.tar', name: guard}}}}"
+    )
+    given = [
+        f"pairs.path={home}/birds.csv", f"start.model={home}/start", f"folder={folder}", "max_steps=4",
+        "schedule.warmup_steps=1", "examine_every=2", "checkpoint_every=2", "data.batch_size=16", "data.workers=0",
+        "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "forgetting.alphas=[0,0.5,1]", "optimizer.lr=0.001",
+        "export=false", "report=false", "check.validation_share=0.2", "exams=[own_pairs]", f"+{guard}",
+    ]  # fmt: skip
+    return list({word.partition("=")[0]: word for word in [*given, *more]}.values())
+
+
+def run(home: Path, folder: Path, *more: str) -> Path:
+    finetune(composed("finetune", words(home, folder, *more)))
+    return folder
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def done(home: Path) -> Path:
+    """A run with everything that comes at its end."""
+    return run(home, home / "done", "export=true", "report=true")
+
+
+def test_one_command_ends_in_an_export_that_plain_transformers_loads(done: Path) -> None:
+    found, model = result(done), load_model(done).model
+    assert found["weights_sha256"] == weights_digest(model) == weights_digest(AlignModel.from_pretrained(done / "hf"))
+    assert found["export"]["largest_difference"] < 1e-5
+    assert "birds" not in (done / "hf" / "README.md").read_text()  # nobody's paths are published
+    for name in ("report.html", "pairs/report.md", "start.safetensors", "checkpoints/recommended.ckpt"):
+        assert (done / name).is_file()
+
+
+def test_the_story_is_told(done: Path, home: Path) -> None:
+    story = result(done)["finetuning"]
+    start = load_model(home / "start").model
+    assert story["start_weights_sha256"] == weights_digest(start)
+    assert story["pairs"]["images"] == IMAGES
+    assert story["pairs"]["captions"] == 2 * IMAGES
+    assert [point["alpha"] for point in story["points"]] == [0, 0.5, 1]
+    assert story["exported"] == story["recommended"] in (0, 0.5, 1)
+    assert story["because"]
+
+
+def test_before_is_the_start_and_the_recommended_scores_are_those_of_its_evaluation(
+    done: Path, home: Path, tmp_path: Path
+) -> None:
+    found = result(done)
+    exam = [word.replace("${folder}", str(done)) for word in words(home, tmp_path) if word.startswith("+exams")]
+    for checkpoint, alpha in ((done, found["finetuning"]["exported"]), (home / "start", 0)):
+        folder = tmp_path / Path(checkpoint).name
+        evaluate(composed("evaluate", [f"checkpoint={checkpoint}", f"folder={folder}", "exams=[none]", *exam]))
+        taken = result(folder)["exams"]["guard"]["scores"]
+        point = next(point for point in found["finetuning"]["points"] if point["alpha"] == alpha)
+        for name in ("i2t_r1", "t2i_r1"):
+            assert taken[name]["value"] == pytest.approx(point["scores"][f"exam/guard/{name}"])
+
+
+def test_exams_are_taken_before_during_and_after(done: Path) -> None:
+    with (done / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row.get("exam/own/i2t_r1")]
+    assert steps == [0, 2, 4]
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_an_alpha_that_is_asked_for_is_exported(home: Path, tmp_path: Path, alpha: int) -> None:
+    folder = run(home, tmp_path / "run", f"alpha={alpha}", "forgetting.alphas=[0,1]")
+    assert result(folder)["finetuning"]["exported"] == alpha
+    ends = {0: weights_digest(load_model(home / "start").model)}
+    best = folder / "checkpoints" / "best.ckpt"
+    ends[1] = weights_digest(load_model(best).model)
+    assert result(folder)["weights_sha256"] == ends[alpha]
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    home: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    end = StopOnPlateau.on_train_batch_end
+
+    def stop(self: object, trainer: L.Trainer, *rest: object) -> None:
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+        end(self, trainer, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StopOnPlateau, "on_train_batch_end", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(home, folder, "best.patience=9")
+    assert read_checkpoint(folder)["global_step"] == 2
+    (folder / "pairs" / "report.md").unlink()  # nothing is read or checked again
+    run(home, folder, "best.patience=9", f"resume={folder}", "start.model=gone", "pairs.path=gone.csv")
+    whole, resumed = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (done, folder))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert result(folder)["finetuning"]["points"] == result(done)["finetuning"]["points"]
+
+
+def test_a_folder_of_transformers_is_a_start_and_is_needed_no_more_afterwards(home: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "hf"
+    export_hf(load_model(home / "start").model, exported)
+    folder = run(home, tmp_path / "run", f"start.model={exported}")
+    (exported / "config.json").unlink()
+    loaded = load_model(folder)
+    assert loaded.steps == 4
+    assert load_file(folder / "start.safetensors").keys() == loaded.model.state_dict().keys()
+
+
+def test_small_batches_freeze_the_statistics_and_large_ones_are_embedded_in_parts(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run(home, tmp_path / "run", "step.micro_batch=8", "batch_norm.frozen_below=16")
+    told = capsys.readouterr().out
+    assert "statistics frozen, for a device takes 8 images at once" in told
+    assert "a batch of 16 pairs is embedded in parts of 8" in told
+    start, end = load_file(folder / "start.safetensors"), read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    held = [name for name in start if name.endswith("running_mean")]
+    assert all(torch.equal(start[name], end["state_dict"][f"model.{name}"]) for name in held)
+    run(
+        home,
+        tmp_path / "other",
+        "batch_norm.frozen_below=16",
+        "max_steps=1",
+        "schedule.warmup_steps=0",
+        "examine_every=1",
+    )
+    assert "batch norm: virtual statistics, as the start was trained" in capsys.readouterr().out
+
+
+def test_adapters_are_trained_and_merged(home: Path, tmp_path: Path) -> None:
+    folder = run(home, tmp_path / "run", "tuning=lora", "export=true")
+    kept = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    assert any("lora_" in name for name in kept)
+    model = load_model(folder).model
+    assert not has_lora(model)
+    assert result(folder)["weights_sha256"] == weights_digest(AlignModel.from_pretrained(folder / "hf"))
+
+
+def test_a_locked_tower_stays_as_it_was(home: Path, tmp_path: Path) -> None:
+    folder = run(home, tmp_path / "run", "tuning=locked_image")
+    start, end = load_file(folder / "start.safetensors"), read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    same = {name: torch.equal(start[name], end["state_dict"][f"model.{name}"]) for name in start}
+    assert all(equal for name, equal in same.items() if name.startswith("vision_model."))
+    assert not all(equal for name, equal in same.items() if name.startswith("text_model."))
+
+
+def test_scores_that_grow_no_better_end_the_run(home: Path, tmp_path: Path) -> None:
+    folder = run(home, tmp_path / "run", "max_steps=40", "examine_every=1", "best.patience=2", "optimizer.lr=0.0")
+    assert result(folder)["steps"] == 3
+
+
+def test_no_image_comes_twice_in_a_batch_and_each_of_its_captions_comes(tmp_path: Path) -> None:
+    captions = {n: [f"caption {n} {k}" for k in range(3)] for n in range(20)}
+    pairs = (drawn_pair(n) for n in captions)
+    lines = (type(pair)(pair.key, pair.image, "\n".join(captions[n]), {}) for n, pair in enumerate(pairs))
+    write_shards(lines, tmp_path / "shards", "", 8)
+    sources = read_sources(
+        {"own": {"shards": f"{tmp_path}/shards/*.tar", "by_line": True, "clean_captions": False}}, Cache()
+    )
+    small = Preprocessing(resize=16, crop=16, max_tokens=16)
+    reader = PairReader(sources, small, Augmentation())
+    order = Order(sources, OrderSettings(epoch_end="drop"), Opener(sources))
+    batches = list(Loader(reader, BatchPlans(order, 8, 0, 30), 0, Reading()))
+    assert all(len(set(batch.keys)) == 8 for batch in batches)
+    rows = [(batch.input_ids[n], batch.lengths[n]) for batch in batches for n in range(len(batch))]
+    seen = {tuple(ids[:length].tolist()) for ids, length in rows}
+    assert len(seen) == 60
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["data.batch_size=64"],
+            r"batch_size is 64, but there are \d+ images to train on.*set data\.batch_size=",
+        ),
+        (["alpha=2"], "alpha is 2: give a share"),
+        (["start.model=null"], r"start\.model is None, start\.image None and start\.text None: name a whole model"),
+        (["start.image=a"], "name a whole model, or with start.model=null both an image and a text tower"),
+        (["start.model=nowhere"], "nowhere is neither a folder with a model nor a repository"),
+        (["forgetting.guard=[exam/other/i2t_r1]"], r"forgetting\.guard=exam/other/i2t_r1, but no exam has that name"),
+        (["pairs.path=gone.csv"], "gone.csv"),
+        (["check.validation_share=0"], r"no image is held out, but the exam own is taken on such"),
+        (["best.patience=0"], r"best\.patience is 0"),
+    ],
+)
+def test_what_cannot_work_is_told_before_training(home: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run(home, tmp_path / "run", *more)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_one_pair_is_too_few(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text(f"image,caption\n{home}/0.jpg,one bird\n")
+    with pytest.raises(ValueError, match="at least two"):
+        run(home, tmp_path / "run", f"pairs.path={tmp_path}/one.csv")
