@@ -234,7 +234,7 @@ def test_recalibration_takes_fewer_large_batches(examined: Overrides, monkeypatc
         (["best.by=exam/other/i2t_r1", "examine_every=2"], "name an exam as exam/NAME/VALUE: there are drawn"),
         (
             ["best.by=exam/drawn/i2t_r3", "examine_every=2"],
-            "i2t_r3, which no exam gives: choose one of .*exam/drawn/i2t_r1,",
+            "i2t_r3, which something is to be chosen by .*, is given by no exam: choose one of .*exam/drawn/i2t_r1,",
         ),
         (["examine_every=0"], "examine_every is 0; it must be a whole number"),
         (["encoding.precision=fp4"], "choose float32 or bf16"),

@@ -150,6 +150,17 @@ def test_exams_are_taken_before_during_and_after(done: Path) -> None:
     assert steps == [0, 2, 4]
 
 
+def test_the_last_step_is_examined_too_and_may_be_the_best(home: Path, tmp_path: Path) -> None:
+    folder = run(home, tmp_path / "run", "examine_every=3", "best.by=exam/own/t2i_median_rank", "best.mode=min")
+    with (folder / "metrics.csv").open() as file:
+        found = {
+            int(row["step"]): float(value) for row in csv.DictReader(file) if (value := row["exam/own/t2i_median_rank"])
+        }
+    assert list(found) == [0, 3, 4]
+    best = read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"]
+    assert best == (4 if found[4] < found[3] else 3)
+
+
 @pytest.mark.parametrize("alpha", [0, 1])
 def test_an_alpha_that_is_asked_for_is_exported(home: Path, tmp_path: Path, alpha: int) -> None:
     folder = run(home, tmp_path / "run", f"alpha={alpha}", "forgetting.alphas=[0,1]")
@@ -181,6 +192,23 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     whole, resumed = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (done, folder))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert result(folder)["finetuning"]["points"] == result(done)["finetuning"]["points"]
+
+
+def test_a_run_that_ended_in_the_sweep_is_finished_by_a_resume(
+    home: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("align_train.cli.mixing.sweep", killed)
+        run(home, tmp_path / "run", "best.patience=1", "optimizer.lr=0.0", "max_steps=9", "examine_every=1")
+    assert not (tmp_path / "run" / "result.json").exists()
+    folder = run(
+        home, tmp_path / "run", f"resume={tmp_path / 'run'}", "best.patience=1", "max_steps=9", "examine_every=1"
+    )
+    assert result(folder)["steps"] == 2  # where it had stopped
+    assert result(folder)["finetuning"]["points"][0]["alpha"] == 0
 
 
 def test_a_folder_of_transformers_is_a_start_and_is_needed_no_more_afterwards(home: Path, tmp_path: Path) -> None:

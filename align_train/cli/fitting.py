@@ -1,5 +1,6 @@
 """From settings and a model to a trained one: what `train` and `finetune` have in common."""
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +92,16 @@ def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
     progress = Progress(budget)
     metrics = MetricsFile(folder)
     encoding: Encoding = instantiate(config.encoding)
-    watched = config.best.by if is_of_exam(config.best.by) else ""
+    watched = [name for name in (config.best.by, *_forgetting(config)) if is_of_exam(name)]
     exams, every = module.own_exams(build_exams(config.exams)), config.examine_every
     examination = Examination(exams, encoding, folder, every, watched, progress.throughput.go_on, tuned)
     callbacks = [budget, progress, stopping, examination, *plateau(config)]
     trainer = build_trainer(config, callbacks, metrics, validated=bool(data.validation))
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    resumed = resume_from(config, module, metrics)
+    resumed = resume_from(config, module, metrics, tuned)
+    if resumed and (end := ended_at(config, resumed)):
+        trainer.fit_loop.epoch_loop.max_steps = end
     if trainer.is_global_zero:
         write_recipe(folder, recipe)
     trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -107,6 +110,8 @@ def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
             verb = "finetune" if tuned else "train"
             print(f"stopped at step {trainer.global_step}; go on with: align-train {verb} resume={folder}")
         sys.exit(130)
+    if tuned:
+        keep_last_if_best(trainer, config.best.by)
     module.model.to(trainer.strategy.root_device)
     return Fitted(trainer, module, data, examination, facts(config, trainer, progress), beside)
 
@@ -174,6 +179,21 @@ def checkpoints(config: DictConfig, folder: Path, validated: bool) -> list[Model
     return [best, last] if validated or of_exam else [last]  # last.ckpt knows then what best.ckpt is
 
 
+def _forgetting(config: DictConfig) -> list[str]:
+    """Metrics that a mixture of start and end is chosen by."""
+    named = config.get("forgetting") or {}
+    return [*named.get("new", []), *named.get("guard", [])]
+
+
+def keep_last_if_best(trainer: Trainer, metric: str) -> None:
+    """Make the last step best.ckpt where its exam is the best; Lightning looks at every so many steps alone."""
+    for callback in trainer.checkpoint_callbacks:
+        found = trainer.callback_metrics.get(metric)
+        known = isinstance(callback, ModelCheckpoint) and callback.monitor == metric and found is not None
+        if known and callback.check_monitor_top_k(trainer, found):
+            trainer.save_checkpoint(Path(str(callback.dirpath)) / "best.ckpt", weights_only=False)
+
+
 def plateau(config: DictConfig) -> list[Callback]:
     """What ends a run early, if that is wanted."""
     by, patience = config.best.by, config.best.patience
@@ -182,20 +202,27 @@ def plateau(config: DictConfig) -> list[Callback]:
     return [StopOnPlateau(by, config.best.mode, patience, config.examine_every if is_of_exam(by) else None)]
 
 
-def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile) -> Path | None:
+def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile, tuned: bool) -> Path | None:
     """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too."""
     if not config.resume:
         return None
     path = Path(config.resume) / "checkpoints" / "last.ckpt"
     checkpoint = read_checkpoint(path)
     check_fit(module.model, checkpoint, path)
-    if checkpoint["global_step"] >= config.max_steps:
+    if checkpoint["global_step"] >= config.max_steps and not tuned:  # fine-tuning has mixtures to make yet
         raise ValueError(
             f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "
             "train, give a larger max_steps"
         )
     metrics.go_on_from(checkpoint["global_step"])
     return path
+
+
+def ended_at(config: DictConfig, path: Path) -> int | None:
+    """The step at which a checkpoint's run had come to its end by `best.patience`; None where it had not."""
+    checkpoint = read_checkpoint(path)
+    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
+    return checkpoint["global_step"] if without >= (config.best.patience or math.inf) else None
 
 
 def write_recipe(folder: Path, recipe: str) -> None:

@@ -1,7 +1,7 @@
 """Exams in the middle of training, and at its end."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Examination(L.Callback):
         encoding: how embeddings are computed.
         folder: where contact sheets go.
         every: steps between two takings; None for the end alone.
-        watched: the metric that best.ckpt is chosen by, should it be one of an exam; else "".
+        watched: metrics of exams that something is chosen by; each taking must give them.
         after: called after each taking, so that its time does not count as training's.
         tuned: a trained model is trained further: exams are taken before the first step too, and its batch-norm
             statistics are trusted from the start.
@@ -45,7 +45,7 @@ class Examination(L.Callback):
         encoding: Encoding,
         folder: Path,
         every: int | None = None,
-        watched: str = "",
+        watched: Sequence[str] = (),
         after: Callable[[], None] | None = None,
         tuned: bool = False,
     ) -> None:
@@ -79,7 +79,9 @@ class Examination(L.Callback):
         pl_module.log_dict(self._untold, logger=False)  # for the checkpoints; loggers wait for the step's own row
 
     def _due(self, trainer: L.Trainer) -> bool:
-        return bool(self._exams and self._every) and trainer.global_step % self._every == 0
+        """At every so many steps, and at the last one of a fine-tuning, where `at_end` is not asked for."""
+        last = self._tuned and trainer.global_step == trainer.max_steps
+        return bool(self._exams and self._every) and (last or trainer.global_step % self._every == 0)
 
     def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignTraining)
@@ -95,9 +97,10 @@ class Examination(L.Callback):
                 f"{name} {value:.4g}" for name, value in self._untold.items() if name[-3:] in ("_r1", "op1")
             )
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
-        if self._watched and self._watched not in self._untold:
+        if absent := [name for name in self._watched if name not in self._untold]:
             raise ValueError(
-                f"best.by is {self._watched}, which no exam gives: choose one of {', '.join(sorted(self._untold))}"
+                f"{absent[0]}, which something is to be chosen by (best.by, forgetting), is given by no exam: choose one "
+                f"of {', '.join(sorted(self._untold))}"
             )
         if self._after:
             self._after()
