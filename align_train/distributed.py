@@ -29,15 +29,23 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process of the job, by the variables of torchrun, Lightning and Slurm.
+
+    For before the processes know of each other; then `rank` says it.
+    """
+    numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(int(os.environ.get(name) or 0) == 0 for name in numbers)
+
+
 def until_first_process(look: Callable[[], T | None], make: Callable[[], T]) -> T:
     """What `look` finds; where that is None, the first process of the job makes it while the others wait.
 
-    Before the processes know of each other: who is first is said by the variables of torchrun, Lightning and Slurm.
+    Before the processes know of each other, see `is_first_process`.
     """
     if (found := look()) is not None:
         return found
-    numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    if all(int(os.environ.get(name) or 0) == 0 for name in numbers):
+    if is_first_process():
         return make()
     while (found := look()) is None:
         time.sleep(1.0)

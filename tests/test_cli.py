@@ -104,6 +104,17 @@ def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     assert "Traceback" not in message
 
 
+def test_ctrl_c_where_no_step_can_be_finished_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("align_train.cli.finetune.load_start", interrupted)
+    words = ["finetune", "pairs.path=x.csv", "start.model=y"]
+    assert fails(capsys, *words) == (130, "align-train finetune: interrupted\n")
+
+
 def test_a_value_without_default_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     _, message = fails(capsys, "evaluate")
     assert "these settings have no default, give them: checkpoint=..." in message

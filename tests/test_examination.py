@@ -133,7 +133,7 @@ def test_scores_of_a_run_that_is_killed_after_its_checkpoint_are_logged(
 ) -> None:
     folder = run(examined("run", "examine_every=3", "max_steps=3", "schedule.total_steps=6"))
     state = read_checkpoint(folder)["callbacks"]["Examination"]
-    assert state == {"last": 3, "untold": {}, "before": {}}
+    assert state == {"last": 3, "untold": {}}
     with monkeypatch.context() as patch:
         killed_after(3, patch)
         with pytest.raises(OSError, match="killed"):

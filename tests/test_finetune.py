@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from conftest import drawn_image, drawn_pair
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import load_file
-from transformers import AlignModel
+from transformers import AlignModel, BertConfig, BertModel, EfficientNetConfig, EfficientNetModel
 
 from align_train.cli.evaluate import evaluate
 from align_train.cli.finetune import finetune
@@ -31,10 +32,11 @@ from align_train.data import (
     read_sources,
 )
 from align_train.data.batches import BatchPlans
+from align_train.data.tokens import load_tokenizer
 from align_train.engine import StopOnPlateau, read_checkpoint
 from align_train.hub import export_hf, weights_digest
 from align_train.models import has_lora
-from align_train.records import Preprocessing
+from align_train.records import Pair, Preprocessing
 from align_train.shipped import config_folder
 
 IMAGES = 48
@@ -174,7 +176,10 @@ def test_an_alpha_that_is_asked_for_is_exported(home: Path, tmp_path: Path, alph
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     home: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
+    copied, folder = (
+        Path(shutil.copytree(home, tmp_path / "home", ignore=shutil.ignore_patterns("done"))),
+        tmp_path / "run",
+    )
     end = StopOnPlateau.on_train_batch_end
 
     def stop(self: object, trainer: L.Trainer, *rest: object) -> None:
@@ -185,10 +190,15 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patched:
         patched.setattr(StopOnPlateau, "on_train_batch_end", stop)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            run(home, folder, "best.patience=9")
+            run(copied, folder, "best.patience=9")
     assert read_checkpoint(folder)["global_step"] == 2
-    (folder / "pairs" / "report.md").unlink()  # nothing is read or checked again
-    run(home, folder, "best.patience=9", f"resume={folder}", "start.model=gone", "pairs.path=gone.csv")
+    with pytest.raises(ValueError, match="holds a run already: go on with resume="):
+        run(copied, folder)
+    with pytest.raises(ValueError, match="leave out what changes pairs, or begin another run"):
+        run(copied, folder, f"resume={folder}", f"pairs.path={copied}/other.csv")
+    shutil.rmtree(copied / "start")  # neither is needed any more
+    (copied / "birds.csv").unlink()
+    run(copied, folder, "best.patience=9", f"resume={folder}")
     whole, resumed = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (done, folder))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert result(folder)["finetuning"]["points"] == result(done)["finetuning"]["points"]
@@ -200,9 +210,10 @@ def test_a_run_that_ended_in_the_sweep_is_finished_by_a_resume(
     def killed(*given: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("align_train.cli.mixing.sweep", killed)
-        run(home, tmp_path / "run", "best.patience=1", "optimizer.lr=0.0", "max_steps=9", "examine_every=1")
+        with pytest.raises(KeyboardInterrupt):
+            run(home, tmp_path / "run", "best.patience=1", "optimizer.lr=0.0", "max_steps=9", "examine_every=1")
     assert not (tmp_path / "run" / "result.json").exists()
     folder = run(
         home, tmp_path / "run", f"resume={tmp_path / 'run'}", "best.patience=1", "max_steps=9", "examine_every=1"
@@ -264,6 +275,56 @@ def test_scores_that_grow_no_better_end_the_run(home: Path, tmp_path: Path) -> N
     assert result(folder)["steps"] == 3
 
 
+def test_what_is_new_is_learned_and_what_is_guarded_is_lost_within_the_bound(tmp_path: Path) -> None:
+    """In little what recipe=sample_concepts does: pictures and names never seen, tested on other files of them."""
+    write_shards((drawn_pair(number) for number in range(32)), tmp_path / "guard", "", 16)
+    for name, format in (("new", "JPEG"), ("other", "PNG")):
+        pairs = (Pair(str(n), drawn_image(n, format=format), drawn_pair(n).caption, {}) for n in range(500, 540))
+        write_shards(pairs, tmp_path / name, "", 16)
+    same = ["data.workers=0", "export=false", "report=false", "trainer.accelerator=cpu", "data.augmentation.flip=0"]
+    start = [
+        "experiment=tiny", "data=shards", f"folder={tmp_path}/start", f"data.train.pairs.shards={tmp_path}/guard/*.tar",
+        "max_steps=150", "data.batch_size=32", "optimizer.lr=0.003", "model.preprocessing.resize=32",
+        "model.temperature.start=0.07", "model.text.dropout=0", "model.vision.stochastic_depth=0",
+    ]  # fmt: skip
+    train(composed("train", [*start, *same]))
+    more = [
+        f"pairs.path={tmp_path}/new", f"pairs.validation={tmp_path}/other", "max_steps=60", "examine_every=60",
+        "optimizer.lr=0.002", "data.batch_size=32", "forgetting.most_loss=0.1", "forgetting.alphas=[0,0.2,0.4,0.6,1]",
+    ]  # fmt: skip
+    story = result(run(tmp_path, tmp_path / "run", *more, *same))["finetuning"]
+    points = {point["alpha"]: point for point in story["points"]}
+    before, chosen, end = points[0], points[story["recommended"]], points[1]
+    assert end["new"] > before["new"] + 0.4
+    assert end["guard"] < before["guard"] - 0.1  # or nothing would have to be kept
+    assert chosen["new"] > before["new"] + 0.1
+    assert chosen["guard"] >= before["guard"] - 0.1
+
+
+def test_two_towers_that_never_met_are_a_start(home: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    load_tokenizer().save_pretrained(tmp_path / "bert")
+    EfficientNetModel(
+        EfficientNetConfig(image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128)
+    ).save_pretrained(tmp_path / "eff")
+    parts = [f"start.image={tmp_path}/eff", f"start.text={tmp_path}/bert"]
+    rare = [
+        "tuning.image=2",
+        "optimizer.layer_decay=0.8",
+        "gradient_checkpointing=true",
+        "trainer.precision=bf16-mixed",
+    ]
+    folder = run(home, tmp_path / "run", "start.model=null", *parts, *rare, "export=true")
+    assert "a local model, `eff` and a local model, `bert`" in (folder / "hf" / "README.md").read_text()
+    assert str(tmp_path) not in (folder / "hf" / "README.md").read_text()
+    start, end = load_file(folder / "start.safetensors"), read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    same = [name for name in start if torch.equal(start[name], end["state_dict"][f"model.{name}"])]
+    assert "vision_model.embeddings.convolution.weight" in same
+    assert "text_projection.weight" not in same
+
+
 def test_no_image_comes_twice_in_a_batch_and_each_of_its_captions_comes(tmp_path: Path) -> None:
     captions = {n: [f"caption {n} {k}" for k in range(3)] for n in range(20)}
     pairs = (drawn_pair(n) for n in captions)
@@ -297,6 +358,7 @@ def test_no_image_comes_twice_in_a_batch_and_each_of_its_captions_comes(tmp_path
         (["pairs.path=gone.csv"], "gone.csv"),
         (["check.validation_share=0"], r"no image is held out, but the exam own is taken on such"),
         (["best.patience=0"], r"best\.patience is 0"),
+        (["forgetting.new=[exam/own/i2t_r2]"], r"exam/own/i2t_r2, which something is to be chosen by"),
     ],
 )
 def test_what_cannot_work_is_told_before_training(home: Path, tmp_path: Path, more: list[str], message: str) -> None:

@@ -1,19 +1,22 @@
 """What a fine-tuning run does by itself where batches are small or memory is short; it says so."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from align_train.cli.models import build_model
 from align_train.cli.starting import Start
 from align_train.engine.budget import memory_there
-from align_train.engine.rehearsal import PAIRS, images_at_once, seconds_a_pair
+from align_train.engine.rehearsal import images_at_once, seconds_a_pair
 from align_train.models import Align
 from align_train.models.memory import memory_of
 
+AT_REST = ("frozen", "lora")  # towers whose statistics are not touched
 SPLITTING = ("virtual", "frozen")  # statistics that do not change when a batch is embedded in parts
 
 
@@ -28,9 +31,11 @@ def adapt(config: DictConfig, start: Start) -> Start:
     if isinstance(config.gradient_checkpointing, bool):
         node["gradient_checkpointing"] = config.gradient_checkpointing
     settings: dict[str, Any] = dict(node["batch_norm"])
-    at_once, told = _at_once(config, start), list(start.told)
+    at_once, told = _at_once(config, start.model), list(start.told)
     wanted, local = config.batch_norm.statistics, config.data.batch_size // ranks_of(config)
-    if wanted != "auto":
+    if config.tuning.image in AT_REST:  # the tuning says so
+        settings["statistics"] = "frozen"
+    elif wanted != "auto":
         settings["statistics"] = wanted
         told.append(f"batch norm: {wanted} statistics, as batch_norm.statistics says")
     elif at_once < config.batch_norm.frozen_below or (at_once < local and settings["statistics"] not in SPLITTING):
@@ -44,7 +49,7 @@ def adapt(config: DictConfig, start: Start) -> Start:
     model = build_model({**node, "batch_norm": settings})
     model.load_state_dict(start.model.state_dict())
     adapted = replace(start, model=model, node={**node, "batch_norm": settings}, told=told)
-    at_once = _at_once(config, adapted)
+    at_once = _at_once(config, adapted.model)
     if at_once < local:
         adapted.told.append(
             f"a batch of {config.data.batch_size:,} pairs is embedded in parts of {at_once:,} a device and compared as "
@@ -65,9 +70,10 @@ def estimates(config: DictConfig, model: Align) -> Iterator[str]:
         seconds *= 4 / 3
     yield (
         f"training about {told_seconds(seconds)}: {config.max_steps:,} steps of {config.data.batch_size:,} pairs, as "
-        f"fast as {PAIRS} pairs were just now; exams come on top of it"
+        "fast as a few pairs were just now; exams come on top of it"
     )
-    need = memory_of(model, precision).of(config.step.micro_batch or local, local, config.data.batch_size)
+    micro, rows = config.step.micro_batch or local, config.loss.get("chunk_size")
+    need = memory_of(model, precision).of(micro, local, config.data.batch_size, rows)
     yield f"memory about {need / 1e9:,.3g} GB a device, of {memory_there(device, ranks) / 1e9:,.3g} GB that are there"
 
 
@@ -95,10 +101,12 @@ def ranks_of(config: DictConfig) -> int:
     return max(devices, 1) * config.trainer.num_nodes
 
 
-def _at_once(config: DictConfig, start: Start) -> int:
-    """Pairs that a device takes at once: as the settings say, or what fits."""
+def _at_once(config: DictConfig, model: Align) -> int:
+    """Pairs that a device takes at once: as the settings say, or what fits of a model that is tuned so."""
     ranks = ranks_of(config)
     if config.step.micro_batch != "auto":
         return min(config.step.micro_batch or config.data.batch_size, config.data.batch_size // ranks)
-    precision, device = config.trainer.precision, device_of(config)
-    return images_at_once(start.model, precision, config.data.batch_size, ranks, device)
+    tuned = copy.deepcopy(model)
+    instantiate(config.tuning, _convert_="all").prepare(tuned)
+    rows = config.loss.get("chunk_size")
+    return images_at_once(tuned, config.trainer.precision, config.data.batch_size, ranks, device_of(config), rows)

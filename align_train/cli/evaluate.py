@@ -14,6 +14,7 @@ from align_train.cli.scoring import build_exams, facts_of, known_result, tell, t
 from align_train.data import Inputs
 from align_train.distributed import on_rank_zero, rank
 from align_train.engine import keep_freed_memory, needs_recalibration
+from align_train.engine.checkpoints import checkpoint_of
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import EmbeddingFolder, Encoder, Encoding, check_exams, take_exams
 
@@ -73,12 +74,12 @@ def ready_folder(config: DictConfig, source: str, digest: str) -> Path:
 def result_folder(config: DictConfig, source: Path, digest: str) -> Path:
     """As asked for, the run that results are of, or Hydra's new folder.
 
-    A run's result.json is of its last weights: those of other checkpoints get RUN/evaluate/NAME.
+    A run's result.json is of what the run stands for (`checkpoint_of`): other checkpoints get RUN/evaluate/NAME.
     """
     if config.folder or not is_checkpoint(source):
         return Path(config.folder or HydraConfig.get().runtime.output_dir)
     run = run_folder(source)
-    if source.is_dir() or source.name == "last.ckpt" or known_result(run).get("weights_sha256") == digest:
+    if source.is_dir() or source.samefile(checkpoint_of(run)) or known_result(run).get("weights_sha256") == digest:
         return run
     return run / "evaluate" / source.stem
 

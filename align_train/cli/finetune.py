@@ -16,7 +16,7 @@ from align_train.cli.models import save_model
 from align_train.cli.scoring import facts_of, tell, tell_report, write_result
 from align_train.cli.starting import Start, keep_start, kept_start, load_start, weights_of
 from align_train.data.own_pairs import CheckSettings, Findings, OwnPairs, check_pairs, read_findings, report
-from align_train.distributed import rank, until_first_process
+from align_train.distributed import is_first_process, rank, until_first_process
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import Forgetting
 from align_train.evaluation.report import finetuning_text
@@ -31,18 +31,26 @@ def finetune(config: DictConfig) -> None:
     forgetting = check_settings(config)
     folder = Path(config.folder)
     torch.manual_seed(config.seed)
-    start = adapt(config, kept_start(folder) if config.resume else load_start(config.start))
+    check_folder(config)
+    start = adapt(config, kept_start(config) if config.resume else load_start(config.start))
     weights, digest = weights_of(start.model), weights_digest(start.model)
     tuning: Tuning = instantiate(config.tuning, _convert_="all")
     tuned = tuning.prepare(start.model)
     findings = until_first_process(lambda: read_findings(folder / "pairs"), lambda: ready_pairs(config, start))
     check_enough(config, findings)
-    keep_start(start.name, weights, folder)
-    if rank() == 0:
-        print("\n".join([f"start: {start.name}", *start.told, *tuned]))
+    if not config.resume:
+        keep_start(start, weights, folder)
+    if is_first_process():
+        print("\n".join([f"start: {' and '.join(start.sources)}", *start.told, *tuned]))
     fitted = fit(config, start.model, tuned=True)
     fitted.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
-    facts = {"start": start.name, "start_weights_sha256": digest, "pairs": counts_of(findings), "tuned": tuned}
+    facts = {
+        "start": " and ".join(start.sources),
+        "sources": list(start.sources),
+        "start_weights_sha256": digest,
+        "pairs": counts_of(findings),
+        "tuned": tuned,
+    }
     mixture = mix(config, forgetting, fitted, weights, facts)
     if rank() == 0:
         finish(config, mixture, fitted)
@@ -63,6 +71,20 @@ def check_settings(config: DictConfig) -> Forgetting:
     if config.alpha is not None and not 0 <= config.alpha <= 1:
         raise ValueError(f"alpha is {config.alpha}: give a share of the end from 0 to 1, or null")
     return forgetting
+
+
+def check_folder(config: DictConfig) -> None:
+    """Raise ValueError where a run that is begun would take up what another has left in its folder."""
+    folder = Path(config.folder)
+    if config.resume or not is_first_process():
+        return
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        raise ValueError(f"{folder} holds a run already: go on with resume={folder}, or name another folder")
+    if (folder / "pairs" / "findings.json").is_file():
+        raise ValueError(
+            f"{folder / 'pairs'} is there already, of a run that was stopped before its first checkpoint: take it "
+            "away, or name another folder"
+        )
 
 
 def ready_pairs(config: DictConfig, start: Start) -> Findings:

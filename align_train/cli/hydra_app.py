@@ -43,6 +43,9 @@ def run(verb: str, overrides: Sequence[str]) -> None:
             _fail(verb, error.__cause__ or error)
         except EXPECTED as error:
             _fail(verb, error)
+        except KeyboardInterrupt:  # where no step can be finished first
+            print(f"align-train {verb}: interrupted", file=sys.stderr)
+            sys.exit(130)
 
     sys.argv = [program, *composed]
     try:

@@ -1,7 +1,7 @@
 """After fine-tuning: mixtures of its start and its end, their exams, and the one that is recommended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,14 @@ def mix(
         return take_exams(exams, Encoder(model, AlignInputs(model.preprocessing), device, encoding))
 
     before = metrics_of(fitted.examination.before)
+    if config.alpha is not None:
+        forgetting = replace(forgetting, alphas=sorted({*forgetting.alphas, config.alpha}))
     points = sweep(forgetting, module, begin, end, lambda: metrics_of(take().entries), {0.0: before} if before else {})
     advice = recommend(forgetting, points)
     alpha = advice.alpha if config.alpha is None else config.alpha
     module.load_state_dict(interpolate(begin, end, alpha))
     story = as_result(forgetting, points, advice, facts)
-    return Mixture(model, take(), {**story, "end_step": loaded.steps, "exported": alpha})
+    return Mixture(model, take(), {**story, "end_step": loaded.steps, "end_by": config.best.by, "exported": alpha})
 
 
 def end_of(run: Path) -> Path:

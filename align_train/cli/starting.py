@@ -1,5 +1,6 @@
 """What fine-tuning starts from: a model of transformers, a checkpoint of ours, or two parts."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from align_train.cli.models import build_model, is_checkpoint, load_model, newest_run
-from align_train.distributed import rank
-from align_train.engine import read_checkpoint
+from align_train.distributed import is_first_process
+from align_train.engine import needs_recalibration, read_checkpoint
 from align_train.files import atomic_write
 from align_train.hub import align_node, load_hf, load_parts
 from align_train.models import Align
@@ -22,13 +23,13 @@ class Start:
     """A model to fine-tune.
 
     Attributes:
-        name: where it is from.
+        sources: where it is from: hub ids, or absolute paths; two where it was put together.
         model: with its weights, on the CPU.
         node: the settings that build it again, without its weights.
         told: what the user should know of it.
     """
 
-    name: str
+    sources: tuple[str, ...]
     model: Align
     node: dict[str, Any]
     told: list[str] = field(default_factory=list)
@@ -50,13 +51,17 @@ def load_start(config: DictConfig) -> Start:
         )
     if model is None:
         made, node, told = load_parts(image, text)
-        return Start(f"{image} and {text}", made, node, told)
+        return Start((_named(image), _named(text)), made, node, told)
     source = newest_run(model)
     if not is_checkpoint(Path(source)):
-        name = str(Path(source).absolute()) if Path(source).is_dir() else source
-        return Start(name, load_hf(source), align_node(source))
+        return Start((_named(source),), load_hf(source), align_node(source))
     loaded = load_model(Path(source))
-    return Start(str(Path(source).absolute()), loaded.model, _plain(loaded.recipe.model))
+    if loaded.statistics is None and needs_recalibration(loaded.model, loaded.steps):
+        raise ValueError(
+            f"{source} is of step {loaded.steps} of a run, too early for its batch-norm statistics, which fine-tuning "
+            "goes by: export it first (`align-train export checkpoint=...` measures them), and start from that folder"
+        )
+    return Start((_named(source),), loaded.model, _plain(loaded.recipe.model))
 
 
 def weights_of(model: Align) -> dict[str, Tensor]:
@@ -64,23 +69,39 @@ def weights_of(model: Align) -> dict[str, Tensor]:
     return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
 
 
-def keep_start(name: str, weights: dict[str, Tensor], run: Path) -> None:
+def keep_start(start: Start, weights: dict[str, Tensor], run: Path) -> None:
     """Write RUN/start.safetensors, which a resumed run goes by, whatever becomes of the source."""
-    if rank() == 0 and not (run / "start.safetensors").is_file():
+    if is_first_process():
         run.mkdir(parents=True, exist_ok=True)
         with atomic_write(run / "start.safetensors") as file:
-            file.write(save(weights, {"start": name}))
+            file.write(save(weights, {"sources": json.dumps(start.sources)}))
 
 
-def kept_start(run: Path) -> Start:
-    """The start of a run that is resumed, as it was."""
+def kept_start(config: DictConfig) -> Start:
+    """The start of a run that is resumed, as it was.
+
+    Raises:
+        ValueError: the settings name other pairs, or another start, than those that it goes on with.
+    """
+    run = Path(config.folder)
     recipe = OmegaConf.create(read_checkpoint(run / "checkpoints" / "last.ckpt")["recipe"])
+    for name in ("start", "pairs", "check"):
+        if recipe[name] != OmegaConf.create(OmegaConf.to_yaml(config[name], resolve=True)):
+            raise ValueError(
+                f"resume={run} goes on with the pairs and the start that it has: leave out what changes {name}, or "
+                "begin another run"
+            )
     node, file = _plain(recipe.model), run / "start.safetensors"
     model = build_model(node)
     model.load_state_dict(load_file(file))
     with safe_open(file, "pt") as opened:
-        name = opened.metadata()["start"]
-    return Start(name, model, node)
+        sources = json.loads(opened.metadata()["sources"])
+    return Start(tuple(sources), model, node)
+
+
+def _named(source: str) -> str:
+    """A hub id as it is; what lies here by its absolute path."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

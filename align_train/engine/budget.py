@@ -72,7 +72,7 @@ def split_of(trainer: L.Trainer, model: Align) -> Split:
         raise ValueError(
             f"step.micro_batch={data.micro_batch} splits {split.local:,} pairs of a rank, but batch norm over a whole "
             "batch needs them at once: set model.batch_norm.statistics=virtual (or frozen), or step.micro_batch=null "
-            "and model.gradient_checkpointing=true"
+            "and model.gradient_checkpointing=true; in fine-tuning these settings have no `model.` before them"
         )
     return split
 
@@ -89,7 +89,7 @@ def warn_of_memory(need: float, room: float, split: Split) -> None:
     if need > room:
         log.warning(
             "a rank will need about %.3g GB, and there are %.3g GB: set step.micro_batch to less than %d, "
-            "or model.gradient_checkpointing=true",
+            "or model.gradient_checkpointing=true (gradient_checkpointing=true in fine-tuning)",
             need / 1e9,
             room / 1e9,
             split.micro,

@@ -99,8 +99,8 @@ class Examination(L.Callback):
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
         if absent := [name for name in self._watched if name not in self._untold]:
             raise ValueError(
-                f"{absent[0]}, which something is to be chosen by (best.by, forgetting), is given by no exam: choose one "
-                f"of {', '.join(sorted(self._untold))}"
+                f"{absent[0]}, which something is to be chosen by (best.by, forgetting), is given by no exam: choose "
+                f"one of {', '.join(sorted(self._untold))}"
             )
         if self._after:
             self._after()
@@ -117,12 +117,14 @@ class Examination(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The step of the last taking, what of it is to be logged yet, and the exams before the first step."""
-        return {"last": self._last, "untold": dict(self._untold), "before": self.before}
+        before = {"before": self.before, "of": repr(self._exams)} if self.before else {}
+        return {"last": self._last, "untold": dict(self._untold), **before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._last, self._untold = state_dict["last"], state_dict["untold"]
-        self.before = state_dict.get("before", {})  # checkpoints of earlier versions have none
+        if state_dict.get("of") == repr(self._exams):  # others say nothing of these
+            self.before = state_dict["before"]
 
     def at_end(self, trainer: L.Trainer, model: Align) -> tuple[Taken, ValueError | OSError | None]:
         """The exams of the trained model, whose statistics are settled; all ranks must call.

@@ -1,7 +1,6 @@
 """The model card of an export."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,6 @@ text_embeds = text.run(None, {name: inputs[name] for name in ("input_ids", "atte
 cosines = image_embeds @ text_embeds.T
 ```"""
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
 
 def model_card(
     name: str,
@@ -77,7 +74,7 @@ def model_card(
         "Scores": f"```\n{scores}\n```",
         "ONNX": ONNX if onnx else "",
     }
-    bases = base_models(str(finetuning["start"])) if finetuning else []
+    bases = base_models(finetuning["sources"]) if finetuning else []
     return TEMPLATE.format(
         base=f"base_model: [{', '.join(bases)}]\n" if bases else "",
         name=name,
@@ -86,14 +83,15 @@ def model_card(
     )
 
 
-def base_models(start: str) -> list[str]:
-    """The hub ids that a fine-tuning started from, for the card's metadata: one, or two parts "IMAGE and TEXT"."""
-    return [part for part in start.split(" and ") if HUB_ID.fullmatch(part) and not Path(part).exists()]
+def base_models(sources: Sequence[str]) -> list[str]:
+    """The hub ids among what a fine-tuning started from, for the card's metadata; local starts are absolute paths."""
+    return [source for source in sources if not Path(source).is_absolute()]
 
 
-def named_start(start: str) -> str:
-    """A hub id as it is; of a folder its name alone, since cards are published and paths are nobody's business."""
-    return f"`{start}`" if base_models(start) else f"a local model, `{Path(start).name}`"
+def named_start(sources: Sequence[str]) -> str:
+    """Hub ids as they are; of folders their names alone, since cards are published and paths are nobody's business."""
+    hub = base_models(sources)
+    return " and ".join(f"`{each}`" if each in hub else f"a local model, `{Path(each).name}`" for each in sources)
 
 
 def fine_tuned(finetuning: Mapping[str, Any]) -> str:
@@ -101,7 +99,7 @@ def fine_tuned(finetuning: Mapping[str, Any]) -> str:
     pairs = finetuning["pairs"]
     skipped = ", ".join(f"{why} {count:,}" for why, count in pairs["skipped"].items())
     told = (
-        f"Fine-tuned from {named_start(finetuning['start'])} with {pairs['images']:,} images and "
+        f"Fine-tuned from {named_start(finetuning['sources'])} with {pairs['images']:,} images and "
         f"{pairs['captions']:,} captions; {pairs['validation_images']:,} of the images were kept out for validation."
     )
     return f"{told}{f' Left out: {skipped}.' if skipped else ''}\n\n{_mixture(finetuning)}"
@@ -111,10 +109,10 @@ def _mixture(finetuning: Mapping[str, Any]) -> str:
     """The alpha of the weights, and the scores of the start, the recommended alpha and the end."""
     chosen, recommended = finetuning.get("exported", finetuning["recommended"]), finetuning["recommended"]
     points = {point["alpha"]: point for point in finetuning["points"]}
-    names: dict[float, list[str]] = {alpha: [] for alpha in sorted({0, recommended, 1})}
-    for alpha, name in ((0, "before"), (recommended, "recommended"), (1, "end of training"), (chosen, "this model")):
-        if alpha in names:  # any alpha may be asked for
-            names[alpha].append(name)
+    names: dict[float, list[str]] = {alpha: [] for alpha in sorted({0, recommended, chosen, 1})}
+    end = f"end, step {finetuning['end_step']:,}"
+    for alpha, name in ((0, "before"), (recommended, "recommended"), (1, end), (chosen, "this model")):
+        names[alpha].append(name)
     sets = {"new": "new data", "guard": "guard set"} if finetuning["guard"] else {"new": "new data"}
     rows = [["weights", "alpha", *sets.values()], ["---", *["---:"] * (len(sets) + 1)]]
     for alpha, says in names.items():

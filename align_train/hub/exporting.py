@@ -117,7 +117,7 @@ def _scaled(pixels: np.ndarray) -> torch.Tensor:
 
 def _check_replaceable(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_export(folder)):
-        raise ValueError(f"{folder} is there and is no exported model: choose another folder with export.folder=...")
+        raise ValueError(f"{folder} is there and is no exported model: choose another folder with folder=...")
 
 
 def is_export(folder: Path) -> bool:

@@ -41,8 +41,9 @@ def finetuning_text(result: Mapping[str, Any]) -> str:
 
 def before_and_after(finetuning: Mapping[str, Any]) -> Table:
     """Each score, and the means, of the start, of the recommended alpha and of the end."""
-    start, recommended, end = _three(finetuning)
-    groups = [f"recommended, alpha {recommended['alpha']:g}", "end, alpha 1"]
+    shown = _shown(finetuning)
+    start = shown["start"]
+    groups = [f"{name}, alpha {point['alpha']:g}" for name, point in shown.items() if name != "start"]
     columns = [
         *(Column(head, numbers=False) for head in ("data", "score")),
         Column("alpha 0", "start"),
@@ -50,14 +51,14 @@ def before_and_after(finetuning: Mapping[str, Any]) -> Table:
     ]
     rows, means = [], []
     named = [*finetuning["new"], *finetuning["guard"]]
-    others = [name for name in start["scores"] if name not in named]
-    for kind, names in (("new", finetuning["new"]), ("guard", finetuning["guard"]), ("other", others)):
+    beside = [name for name in start["scores"] if name not in named]
+    for kind, names in (("new", finetuning["new"]), ("guard", finetuning["guard"]), ("other", beside)):
         for name in names:
-            values = [point["scores"].get(name) for point in (start, recommended, end)]
+            values = [point["scores"].get(name) for point in shown.values()]
             rows.append([Cell(kind), Cell(label(name)), *_compared(*values)])
         if len(names) > 1 and kind != "other":
             means.append(len(rows))
-            rows.append([Cell(kind), Cell("mean"), *_compared(start[kind], recommended[kind], end[kind])])
+            rows.append([Cell(kind), Cell("mean"), *_compared(*(point[kind] for point in shown.values()))])
     return Table(columns, rows, marked=means)
 
 
@@ -76,7 +77,7 @@ def wrong_with(finetuning: object) -> str:
         if not is_number(point.get("new")) or (finetuning["guard"] and not is_number(point.get("guard"))):
             return f"has no means for alpha {point['alpha']}"
     alphas = {point["alpha"] for point in points}
-    absent = [alpha for alpha in (0, 1, finetuning["recommended"]) if alpha not in alphas]
+    absent = [alpha for alpha in (0, 1, finetuning["recommended"], _exported(finetuning)) if alpha not in alphas]
     return f"has no point for alpha {absent[0]}" if absent else ""
 
 
@@ -91,9 +92,17 @@ def label(metric: str) -> str:
     return f"{exam}, {_NAMES.get(value, value)}"
 
 
-def _three(finetuning: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _shown(finetuning: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The points that are compared: start, recommended, what was asked for instead, end."""
     points = {point["alpha"]: point for point in finetuning["points"]}
-    return [points[alpha] for alpha in (0, finetuning["recommended"], 1)]
+    chosen = {"start": 0, "recommended": finetuning["recommended"], "exported": _exported(finetuning), "end": 1}
+    if chosen["exported"] in (0, finetuning["recommended"], 1):
+        del chosen["exported"]
+    return {name: points[alpha] for name, alpha in chosen.items()}
+
+
+def _exported(finetuning: Mapping[str, Any]) -> float:
+    return float(finetuning.get("exported", finetuning["recommended"]))
 
 
 def _compared(before: object, *after: object) -> list[Cell]:
@@ -111,7 +120,12 @@ def _points(share: float) -> str:
 
 def _recommended(finetuning: Mapping[str, Any]) -> str:
     because = str(finetuning.get("because") or "not recorded why")
-    return f"Recommended is alpha {finetuning['recommended']:g}: {because}."
+    told = f"Recommended is alpha {finetuning['recommended']:g}: {because}."
+    if _exported(finetuning) != finetuning["recommended"]:
+        told += f" Exported, as was asked for, is alpha {_exported(finetuning):g}; the scores of this run are its."
+    if "end_step" in finetuning:
+        told += f" The end is step {finetuning['end_step']:,}, the best by {finetuning['end_by']}."
+    return told
 
 
 def _all_alphas(finetuning: Mapping[str, Any]) -> Table:
@@ -135,7 +149,7 @@ def _plot(finetuning: Mapping[str, Any]) -> Plot:
     says, bound = "a dot an alpha", None
     if guarded:
         says += "; to the right is what is kept, up is what is learned"
-        least = 100 * (_three(finetuning)[0]["guard"] - finetuning["most_loss"])
+        least = 100 * (_shown(finetuning)["start"]["guard"] - finetuning["most_loss"])
         if min(x for x, _ in points) < least:  # a line far from all points would leave them little room
             says, bound = f"{says}; left of the dotted line more is lost than allowed", least
     axes = ("guard, mean, percent" if guarded else "alpha", "new data, mean, percent")
