@@ -13,7 +13,8 @@ from conftest import drawn_image, drawn_pair
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import load_file
-from transformers import AlignModel, BertConfig, BertModel, EfficientNetConfig, EfficientNetModel
+from test_parts import bert, efficientnet
+from transformers import AlignModel
 
 from align_train.cli.evaluate import evaluate
 from align_train.cli.finetune import finetune
@@ -302,15 +303,12 @@ def test_what_is_new_is_learned_and_what_is_guarded_is_lost_within_the_bound(tmp
 
 
 def test_two_towers_that_never_met_are_a_start(home: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertModel(BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
+    bert().save_pretrained(tmp_path / "bert")
     load_tokenizer().save_pretrained(tmp_path / "bert")
-    EfficientNetModel(
-        EfficientNetConfig(image_size=32, width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128)
-    ).save_pretrained(tmp_path / "eff")
+    efficientnet().save_pretrained(tmp_path / "eff")
     parts = [f"start.image={tmp_path}/eff", f"start.text={tmp_path}/bert"]
     rare = [
+        "batch_norm.statistics=batch",
         "tuning.image=2",
         "optimizer.layer_decay=0.8",
         "gradient_checkpointing=true",

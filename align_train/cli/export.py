@@ -33,6 +33,7 @@ def export(config: DictConfig) -> None:
         loaded.steps,
         known.get("exams", {}),
         finetuning=known.get("finetuning"),
+        head=loaded.head,
         onnx=config.onnx,
     )
     push_where_asked(config, folder)

@@ -14,7 +14,9 @@ from align_train.engine import PairData, StreamData, needs_recalibration, recali
 from align_train.engine.recalibration import RUNNING, recalibrated
 from align_train.evaluation.report import scores_text
 from align_train.hub import export_hf, export_onnx, model_card, push, require_onnx
+from align_train.hub.classifier import export_classifier
 from align_train.models import Align
+from align_train.models.class_head import ClassHead
 
 
 def settle(model: Align, steps: int, open_data: Callable[[], PairData | StreamData]) -> str:
@@ -35,6 +37,7 @@ def export_model(
     exams: Mapping[str, Mapping[str, Any]],
     *,
     finetuning: Mapping[str, Any] | None = None,
+    head: ClassHead | None = None,
     onnx: bool = False,
 ) -> dict[str, Any]:
     """Write and prove the Hugging Face folder; returns what result.json says of it.
@@ -46,6 +49,7 @@ def export_model(
         steps: that it was trained.
         exams: as in result.json, for the card.
         finetuning: likewise; None where the model was not fine-tuned.
+        head: a classifier that was trained with it, written beside it.
         onnx: write and prove both towers as ONNX files too.
     """
     if onnx:
@@ -56,7 +60,7 @@ def export_model(
     card = partial(model_card, recipe.name, __version__, recipe.data_card, settings, shown, finetuning)
     difference = export_hf(model, folder, card())
     print(f"exported to {folder}; reloaded by transformers, embeddings differ by at most {difference:.1e}")
-    told = {"folder": str(folder), "largest_difference": difference}
+    told: dict[str, Any] = {"folder": str(folder), "largest_difference": difference}
     if onnx:
         told["largest_onnx_difference"] = export_onnx(folder)
         (folder / "README.md").write_text(card(onnx=True), encoding="utf-8")  # only now is it true
@@ -64,6 +68,8 @@ def export_model(
             f"wrote {folder}/onnx; run by onnxruntime, embeddings differ from transformers' by at most "
             f"{told['largest_onnx_difference']:.1e}"
         )
+    if head is not None:
+        told |= export_classifier(head, folder)
     return told
 
 

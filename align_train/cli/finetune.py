@@ -130,17 +130,23 @@ def counts_of(findings: Findings) -> dict[str, Any]:
 def finish(config: DictConfig, mixture: Mixture, fitted: Fitted) -> None:
     """Save, export, sum up."""
     folder, steps, model = Path(config.folder), fitted.trainer.global_step, mixture.model
-    plain = DictConfig({key: value for key, value in config.items() if key != "tuning"})
     path = folder / "checkpoints" / "recommended.ckpt"
-    save_model(model, plain, steps, RUNNING, path)
+    head = fitted.module.head
+    save_model(model, config, steps, RUNNING, path, head)
     known = {**fitted.facts, **facts_of(model), "batch_norm": RUNNING, "finetuning": mixture.story}
     origin = {"checkpoint": str(path), "batch_norm": RUNNING}
     result = write_result(folder, mixture.taken.entries, known, origin)
     if config.export:
         known["export"] = export_model(
-            model, config, folder / "hf", steps, mixture.taken.entries, finetuning=mixture.story, onnx=config.onnx
+            model,
+            config,
+            folder / "hf",
+            steps,
+            mixture.taken.entries,
+            finetuning=mixture.story,
+            head=head,
+            onnx=config.onnx,
         )
-        known["export"] |= fitted.module.export_beside(folder / "hf")
         result = write_result(folder, mixture.taken.entries, known, origin)
     mixture.taken.draw(folder)
     tell(result)

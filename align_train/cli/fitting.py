@@ -199,7 +199,8 @@ def plateau(config: DictConfig) -> list[Callback]:
     by, patience = config.best.by, config.best.patience
     if patience is None:
         return []
-    return [StopOnPlateau(by, config.best.mode, patience, config.examine_every if is_of_exam(by) else None)]
+    every, first_stage = config.examine_every if is_of_exam(by) else None, config.training.get("head_steps", 0)
+    return [StopOnPlateau(by, config.best.mode, patience, every, first_stage)]
 
 
 def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile, tuned: bool) -> Path | None:

@@ -11,9 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_train.data import AlignInputs, Inputs
 from align_train.distributed import rank
-from align_train.engine import AtomicCheckpointIO, PairData, StreamData, load_weights, parted, read_checkpoint
+from align_train.engine import (
+    AtomicCheckpointIO,
+    PairData,
+    StreamData,
+    load_weights,
+    of_training,
+    parted,
+    read_checkpoint,
+)
 from align_train.hub import load_dual_encoder
-from align_train.models import Align, merge_lora
+from align_train.models import Align, has_adapters, merge_lora
+from align_train.models.class_head import ClassHead
+
+HEAD = "head."  # before the names of a classifier's weights in a training's state dict
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Loaded:
         steps: that it was trained.
         statistics: what its batch-norm statistics are; None where that was not settled, in the middle of training.
         beside: weights of what was trained beside it.
+        head: the classifier that these are of; None where there is none.
     """
 
     model: Align
@@ -33,6 +45,7 @@ class Loaded:
     steps: int
     statistics: str | None = None
     beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    head: ClassHead | None = None
 
 
 def build_model(config: DictConfig | Mapping[str, Any]) -> Align:
@@ -90,18 +103,26 @@ def load_model(path: Path) -> Loaded:
     recipe = OmegaConf.create(checkpoint["recipe"])
     assert isinstance(recipe, DictConfig)
     model = build_model(recipe.model)
-    if "tuning" in recipe:
+    if has_adapters(checkpoint["state_dict"]):
         instantiate(recipe.tuning).prepare(model)
     load_weights(model, checkpoint, path)
     merge_lora(model)
     _, beside = parted(checkpoint["state_dict"])
-    return Loaded(model, recipe, int(checkpoint["global_step"]), checkpoint.get("statistics") or None, beside)
+    statistics, classes = checkpoint.get("statistics") or None, checkpoint.get("classes")
+    head = ClassHead.of(classes, {name.removeprefix(HEAD): value for name, value in beside.items()}) if classes else None
+    return Loaded(model, recipe, int(checkpoint["global_step"]), statistics, beside, head)
 
 
-def save_model(model: Align, recipe: DictConfig, steps: int, statistics: str, path: Path) -> None:
-    """Write weights alone as a checkpoint, which `load_model` reads and no run goes on from."""
-    weights = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
+def save_model(
+    model: Align, recipe: DictConfig, steps: int, statistics: str, path: Path, head: ClassHead | None = None
+) -> None:
+    """Write weights alone, a classifier's too, as a checkpoint, which `load_model` reads and no run goes on from."""
+    weights = of_training(model.state_dict())
     told = {"recipe": OmegaConf.to_yaml(recipe, resolve=True), "global_step": steps, "statistics": statistics}
+    if head is not None:
+        weights |= {HEAD + name: value for name, value in head.state_dict().items()}
+        told["classes"] = list(head.classes)
+    weights = {name: value.cpu() for name, value in weights.items()}
     AtomicCheckpointIO().save_checkpoint({"state_dict": weights, **told}, path)
 
 

@@ -19,7 +19,6 @@ from align_train.engine.encoding import encode_images
 from align_train.engine.module import AlignTraining
 from align_train.evaluation import Exam, HeadAccuracy
 from align_train.evaluation.prompts import load_prompts
-from align_train.hub.classifier import export_classifier
 from align_train.metrics import class_embeddings
 from align_train.models import Align
 from align_train.models.class_head import ClassHead
@@ -59,7 +58,7 @@ class ClassifierTraining(AlignTraining):
     ) -> None:
         super().__init__(model, **options)
         classes = classes_of(Path(pairs))
-        self.head = ClassHead(classes, model.config.projection_dim)
+        self.head: ClassHead = ClassHead(classes, model.config.projection_dim)
         if templates is not None:
             start_from_names(self.head, model, templates)
         self._head_steps, self._label_smoothing = head_steps, label_smoothing
@@ -89,9 +88,10 @@ class ClassifierTraining(AlignTraining):
             for name, exam in exams.items()
         }
 
-    def export_beside(self, folder: Path) -> dict[str, Any]:
-        """The head."""
-        return export_classifier(self.head, folder)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the head's classes too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["classes"] = list(self.head.classes)
 
     def training_step(self, batch: StepBatch, batch_index: int) -> Tensor:
         """Cross-entropy of this rank's b images."""

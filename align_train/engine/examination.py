@@ -13,10 +13,10 @@ from align_train.distributed import rank
 from align_train.engine.module import AlignTraining
 from align_train.engine.recalibration import settled_statistics
 from align_train.evaluation import Encoder, Encoding, Exam, Taken, check_exams, metrics_of, take_exams
+from align_train.evaluation.taking import is_known_by
 from align_train.models import Align
 
 log = logging.getLogger(__name__)
-HEADS = ("i2t_r1", "t2i_r1", "top1", "r1")  # what the log tells of each taking
 
 
 class Examination(L.Callback):
@@ -93,9 +93,7 @@ class Examination(L.Callback):
         self._untold = metrics_of(taken.entries)
         self._last = trainer.global_step
         if rank() == 0:
-            shown = ", ".join(
-                f"{name} {value:.4g}" for name, value in self._untold.items() if name[-3:] in ("_r1", "op1")
-            )
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in self._untold.items() if is_known_by(name))
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
         if absent := [name for name in self._watched if name not in self._untold]:
             raise ValueError(

@@ -18,6 +18,7 @@ from align_train.engine.sharding import shard_model
 from align_train.evaluation import Exam
 from align_train.metrics import effective_rank, mean_cosine, retrieval_recall
 from align_train.models import Align, centre_text
+from align_train.models.class_head import ClassHead
 from align_train.models.repairs import set_depths
 from align_train.records import Tally
 
@@ -41,6 +42,7 @@ class AlignTraining(L.LightningModule):
 
     Attributes:
         statistics: what the batch-norm statistics are, once that is settled at the end; travels likewise.
+        head: a classifier that is trained above the image tower; None where there is none.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class AlignTraining(L.LightningModule):
         self.recipe, self.statistics = recipe, ""
         self._make_optimizer, self._schedule = optimizer, schedule
         self._objective, self._seed, self._centre = objective, seed, centre_captions
+        self.head: ClassHead | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._dropped = Tally()
 
@@ -82,10 +85,6 @@ class AlignTraining(L.LightningModule):
     def own_exams(self, exams: Mapping[str, Exam]) -> dict[str, Exam]:
         """The exams that the settings name, as they are taken of what is trained here."""
         return dict(exams)
-
-    def export_beside(self, folder: Path) -> dict[str, Any]:
-        """Write what is trained beside the model into the folder it was exported to; returns facts for result.json."""
-        return {}
 
     def on_train_start(self) -> None:
         """Let the configured learning rate, decay and so on win over those in a checkpoint."""

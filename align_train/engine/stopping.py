@@ -73,10 +73,12 @@ class StopOnPlateau(L.Callback):
         mode: max where more is better, else min.
         patience: so many values in a row that are not better than the best before them end the run.
         every: steps between two takings, for a metric of an exam; None for one of validation.
+        first: step from which on it is judged: the last one of a first stage that is to be followed by another.
     """
 
-    def __init__(self, metric: str, mode: str, patience: int, every: int | None = None) -> None:
+    def __init__(self, metric: str, mode: str, patience: int, every: int | None = None, first: int = 0) -> None:
         self._metric, self._sign, self._patience, self._every = metric, 1 if mode == "max" else -1, patience, every
+        self._first = first
         self._best, self._without = -math.inf, 0
 
     def on_train_batch_end(
@@ -100,6 +102,8 @@ class StopOnPlateau(L.Callback):
         self._best, self._without = state_dict["best"], state_dict["without"]
 
     def _judge(self, trainer: L.Trainer) -> None:
+        if trainer.global_step < self._first:
+            return
         if self._metric not in trainer.callback_metrics:  # a run that was told to stop did not take it
             return
         value = self._sign * trainer.callback_metrics[self._metric].item()
@@ -108,7 +112,7 @@ class StopOnPlateau(L.Callback):
             trainer.should_stop = True
             if rank() == 0:
                 log.info(
-                    "stopping at step %d: %s is not better than %.4g since %d takings",
+                    "stopping at step %d: %s was no better than %.4g in the last %d of its values",
                     trainer.global_step, self._metric, self._sign * self._best, self._without,
                 )  # fmt: skip
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from align_train.distributed import rank
+from align_train.evaluation.taking import is_known_by
 from align_train.models import interpolate
 
-HEADS = ("i2t_r1", "t2i_r1", "top1", "r1")  # what points keep of exams that nothing is chosen by
 ROUNDING = 1e-9  # shares of 1 that are nearer to each other than this are equal
 # Scores of which less is better, or that are no shares of 1: a mean of them with recall says nothing.
 _NO_SHARES = re.compile(r"\w+_rank|alignment|modality_gap|(uniformity|mean_cosine|effective_rank)_\w+")
@@ -114,7 +114,7 @@ class Forgetting:
             if name not in metrics:
                 there = ", ".join(sorted(each for each in metrics if not _NO_SHARES.fullmatch(each.split("/")[-1])))
                 raise ValueError(f"{_key_of(self, name)}={name}, which no exam gives; there are: {there or 'none'}")
-        others = [name for name in metrics if name.rpartition("/")[2] in HEADS and name not in self.names]
+        others = [name for name in metrics if is_known_by(name) and name not in self.names]
         scores = {name: float(metrics[name]) for name in [*self.names, *others]}
         guard = fmean(scores[name] for name in self.guard) if self.guard else None
         return Point(alpha, fmean(scores[name] for name in self.new), guard, scores)

@@ -68,6 +68,11 @@ def take_exams(exams: Mapping[str, Exam], encoder: Encoder) -> Taken:
     return Taken(entries, drawings)
 
 
+def is_known_by(metric: str) -> bool:
+    """True for exam/NAME/VALUE with a value that exams are known by, which is told where there is room for little."""
+    return metric.rpartition("/")[2] in ("i2t_r1", "t2i_r1", "top1", "r1")
+
+
 def metrics_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Every score as a metric to log: `exam/NAME/i2t_r1` and so on."""
     return {

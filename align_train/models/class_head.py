@@ -1,7 +1,7 @@
 """A linear classifier on image embeddings, and the two files that hold it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -57,6 +57,11 @@ class ClassHead(nn.Linear):
                 f"{folder / WEIGHTS} is of {len(tensors['weight'])} classes, {CLASSES} beside it names {len(classes)}: "
                 "take both files of one run"
             )
+        return cls.of(classes, tensors)
+
+    @classmethod
+    def of(cls, classes: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> "ClassHead":
+        """A head of these classes with these weights, by the names of its state dict."""
         head = cls(classes, tensors["weight"].shape[1])
         with torch.no_grad():
             head.load_state_dict(tensors)

@@ -77,7 +77,12 @@ def insert_lora(model: AlignModel, names: Iterable[str], settings: Lora) -> None
 
 def has_lora(model: nn.Module) -> bool:
     """True where a model has adapters that are not merged."""
-    return any(MARK in name for name, _ in model.named_parameters())
+    return has_adapters(name for name, _ in model.named_parameters())
+
+
+def has_adapters(names: Iterable[str]) -> bool:
+    """True where names of weights, as of a state dict, are those of a model with adapters."""
+    return any(MARK in name for name in names)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ TEMPLATES = (
     "art of the {}.",
     "a photo of the small {}.",
 )
+PROMPTS = "With recipe=class_prompts the exam on them is of classes, since images of a class share their captions"
 
 
 def open_class_folders(path: str, templates: Sequence[str] = TEMPLATES) -> OpenedPairs:
@@ -41,7 +42,7 @@ def open_class_folders(path: str, templates: Sequence[str] = TEMPLATES) -> Opene
     told = [
         f"{path}: {len(keys):,} images of {len(classes):,} classes, {shortened(classes)}; captions are "
         f'{len(templates)} templates, such as "{about(named_class(classes[0]), templates)[0]}". Change with '
-        "pairs.templates=FILE.json"
+        f"pairs.templates=FILE.json. {PROMPTS}"
     ]
     told += [f"{path}: folders without images, which are no classes: {shortened(empty)}"] if empty else []
     told += Contents([], [key for key in found.images if os.sep not in key] + found.others, found.hidden).told(path)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from align_train.corpus.hf_dataset import CAPTION_NAMES
-from align_train.data.own_pairs.class_folders import about, named_class
-from align_train.data.own_pairs.pictures import Links, picture_of
+from align_train.corpus.images import Unusable
+from align_train.data.own_pairs.cells import described, is_empty, is_text, listed_texts, texts_of
+from align_train.data.own_pairs.class_folders import PROMPTS, about, named_class
+from align_train.data.own_pairs.pictures import Links, holds_picture, picture_of
 from align_train.data.own_pairs.rows import Row
 from align_train.data.testsets.table import IMAGE_NAMES as PATH_NAMES
 
 SAMPLE = 20  # rows that a guess looks at
 IMAGE_NAMES = (*PATH_NAMES, "image_name", "img_path", "file", "photo", "picture", "jpg", "png")
 LINK_NAMES = ("image_url", "img_url", "url", "image_link", "link")
-FURTHER_CAPTION_NAMES = ("comment", "sentence", "prompt")
+FURTHER_CAPTION_NAMES = ("comment", "sentence", "prompt", "raw")
 LABEL_NAMES = ("label", "class", "class_name", "category")
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 
@@ -39,12 +41,23 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are taken; `captions` is empty where templates make them of the label."""
+    """The columns that are taken.
+
+    Attributes:
+        image: of paths, links or bytes.
+        captions: empty where templates make them of the label.
+        label: of classes.
+        templates: of captions.
+        listed: those of `captions` whose cells are lists written as text.
+        classes: names of the classes, where the label is their number.
+    """
 
     image: str
     captions: tuple[str, ...]
     label: str | None
     templates: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def taken(self) -> list[str]:
@@ -52,22 +65,36 @@ class Columns:
         return list(dict.fromkeys([self.image, *self.captions, *([self.label] if self.label else [])]))
 
     def row(self, cells: Mapping[str, Any], where: str, folder: Path, links: Links) -> Row:
-        """The row of these cells; paths are relative to `folder`. ValueError as `picture_of`."""
-        label = None if self.label is None else cells.get(self.label)
-        label = None if label is None or label == "" else str(label)
-        captions = texts_of(cells, self.captions)
+        """The row of these cells; paths are relative to `folder`. ValueError where links are not allowed."""
+        label = self._label(cells)
+        try:
+            captions = texts_of(cells, self.captions, self.listed)
+            picture = picture_of(cells.get(self.image), folder, links)
+        except Unusable as problem:
+            return Row(where, None, (), label, problem)
         if not self.captions and label is not None:
             captions = about(named_class(label), self.templates)
-        return Row(where, picture_of(cells.get(self.image), folder, links), captions, label)
+        return Row(where, picture, captions, label)
+
+    def _label(self, cells: Mapping[str, Any]) -> str | None:
+        """The class of a row; none for a cell that is empty, or a number that stands for no class (-1)."""
+        cell = None if self.label is None else cells.get(self.label)
+        if is_empty(cell):
+            return None
+        if self.classes and isinstance(cell, int):
+            return self.classes[cell] if 0 <= cell < len(self.classes) else None
+        return str(cell)
 
     def told(self, names: Iterable[str]) -> str:
         """The line that says what is taken, of all columns, and how to change it."""
         captions = " and ".join(self.captions) or f"{len(self.templates)} templates about {self.label}"
+        captions += f" (lists in brackets: {' and '.join(self.listed)})" if self.listed else ""
         label = f", classes from {self.label}" if self.label else ""
         others = ", ".join(name for name in names if name not in self.taken) or "none"
         return (
             f"columns: images from {self.image}, captions from {captions}{label}; not used: {others}. Change with "
             "pairs.image_column=NAME, pairs.caption_columns=[NAME,...], pairs.label_column=NAME"
+            + (f". {PROMPTS}" if self.templates else "")
         )
 
 
@@ -88,12 +115,13 @@ def choose_columns(
         shows: whether a cell is an image.
 
     Raises:
-        ValueError: a column that is wanted is not there, the guess finds none or several, or there are templates but no
-            classes for them.
+        ValueError: a column that is wanted is not there or holds something else, the guess finds none or several, or
+            there are templates but no classes for them.
     """
-    cells = {name: [row[name] for row in rows if row.get(name) not in (None, "", [])] for name in names}
+    cells = {name: [row[name] for row in rows if not is_empty(row.get(name))] for name in names}
     pictures = [name for name in names if _most(cells[name], shows)]
     image = _wanted(source, "image_column", wanted.image, names) or _image(source, names, pictures)
+    _refuse_what_is_no_image(source, image, cells[image])
     label = _wanted(source, "label_column", wanted.label, names) or _label(names, image, wanted)
     if wanted.templates:
         if wanted.captions or label is None:
@@ -102,12 +130,20 @@ def choose_columns(
         return Columns(image, (), label, wanted.templates)
     if wanted.captions:
         captions = tuple(_wanted(source, "caption_columns", name, names) or "" for name in wanted.captions)
-        return Columns(image, captions, label)
-    texts = [name for name in names if name not in (image, label) and all(map(_is_text, cells[name]))]
+        if wrong := [name for name in captions if cells[name] and not _most(cells[name], is_text)]:
+            held = next(cell for cell in cells[wrong[0]] if not is_text(cell))
+            raise ValueError(
+                f"{source}: the column {wrong[0]} holds {described(held)}, and captions are texts or lists of texts: "
+                "set pairs.caption_columns to another, or write them so"
+            )
+        return Columns(image, captions, label, listed=_listed(captions, cells))
+    texts = [name for name in names if name not in (image, label)]
+    texts = [name for name in texts if not cells[name] or _most(cells[name], is_text)]
     named = caption_names(texts)
     others = [name for name in texts if name not in pictures and cells[name] and not _most(cells[name], _is_number)]
     if named or len(others) == 1:
-        return Columns(image, named or tuple(others), label)
+        captions = named or tuple(others)
+        return Columns(image, captions, label, listed=_listed(captions, cells))
     problem = f"several columns that could be captions ({', '.join(others)})" if others else "no captions column"
     more = f", or pairs.templates to write captions about {label}" if label else ""
     raise ValueError(
@@ -122,18 +158,6 @@ def caption_names(names: Iterable[str]) -> tuple[str, ...]:
         if found := tuple(name for name in names if _stem(name) == known):
             return found
     return ()
-
-
-def texts_of(cells: Mapping[str, Any], names: Iterable[str]) -> tuple[str, ...]:
-    """The captions in the named cells; a list is several, and an empty cell is none."""
-    texts: list[str] = []
-    for name in names:
-        cell = cells.get(name)
-        if isinstance(cell, list | tuple):
-            texts += [str(text) for text in cell if text is not None]
-        elif cell is not None and cell != "":
-            texts.append(str(cell))
-    return tuple(texts)
 
 
 def _wanted(source: str, setting: str, name: str | None, names: Sequence[str]) -> str | None:
@@ -171,8 +195,18 @@ def _most(cells: Sequence[Any], test: Callable[[Any], bool]) -> bool:
     return 2 * sum(map(test, cells)) > len(cells)
 
 
-def _is_text(cell: object) -> bool:
-    return isinstance(cell, str) or (isinstance(cell, list) and all(isinstance(text, str | None) for text in cell))
+def _listed(captions: Iterable[str], cells: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    return tuple(name for name in captions if cells[name] and _most(cells[name], lambda cell: bool(listed_texts(cell))))
+
+
+def _refuse_what_is_no_image(source: str, image: str, cells: Sequence[Any]) -> None:
+    """ValueError for lists of images, arrays of pixels, and structs without bytes and path."""
+    wrong = [cell for cell in cells if not holds_picture(cell)]
+    if 2 * len(wrong) > len(cells):
+        raise ValueError(
+            f"{source}: the column {image} holds {described(wrong[0])}, and an image is a path, a link, the bytes of "
+            "a file, or a struct with one of them: set pairs.image_column=NAME, or write one image a row"
+        )
 
 
 def _is_number(cell: object) -> bool:

@@ -72,6 +72,8 @@ def encodable(text: str) -> str:
 
 def _look(row: Row, captions: Sequence[str], resize: int) -> Looked:
     """The picture of a row, decoded as training does; Unusable with the reason."""
+    if row.problem is not None:
+        raise row.problem
     if row.picture is None:
         raise Unusable("no_picture", "no image is named")
     name = row.picture.name or "image"

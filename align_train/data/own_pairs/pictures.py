@@ -1,7 +1,9 @@
 """Images that have not been read yet: files, links, bytes, and parts of tars."""
 
+import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,9 @@ from typing import Any
 
 from align_train.corpus.fetch.client import Client, Limits, Permissions
 from align_train.corpus.images import Unusable
+from align_train.data.own_pairs.cells import described, is_empty
 from align_train.data.own_pairs.rows import Picture
+from align_train.data.own_pairs.walking import ending
 from align_train.data.storage.shards import OpenFiles, Shard
 from align_train.data.storage.tars import IMAGE_EXTENSIONS, Span
 
@@ -31,11 +35,38 @@ class PictureFile:
         return str(self.path)
 
     def read(self) -> bytes:
-        """The file; OSError as `open`, also where no file can be called so."""
+        """The file, see `located`; OSError as `open`, also where no file can be called so."""
         try:
             return self.path.read_bytes()
+        except FileNotFoundError:
+            found = located(self.path)
+            if found == self.path:
+                raise
+            return found.read_bytes()
         except ValueError as error:  # a null character, or half of a surrogate pair
             raise OSError(f"no file can be called {self.name!r}: {error}") from error
+
+
+def located(path: Path) -> Path:
+    """The path if a file is there, else the first of its other spellings where one is; else the path as it is."""
+    try:
+        return next((Path(text) for text in _spellings(str(path)) if Path(text).is_file()), path)
+    except (OSError, ValueError):  # a name that no file can have
+        return path
+
+
+def _spellings(path: str) -> Iterator[str]:
+    r"""As it is; without spaces around names, with / for \, without the #0 of Flickr8k's captions; with the ending in
+    other cases; and with accents as one letter (NFC) or two (NFD, as macOS writes them)."""
+    yield path
+    tidy = re.sub(r"#\d+$", "", re.sub(r"\s*[\\/]\s*", "/", path).strip())
+    stem, ending = os.path.splitext(tidy)
+    for text in (tidy, stem + ending.lower(), stem + ending.upper()):
+        folder, name = os.path.split(text)
+        yield text
+        for form in ("NFC", "NFD"):
+            yield os.path.join(folder, unicodedata.normalize(form, name))  # type: ignore[arg-type]
+            yield unicodedata.normalize(form, text)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +164,13 @@ def picture_of(cell: Any, folder: Path, links: Links) -> Picture | None:
         links: whether links may be followed.
 
     Raises:
+        Unusable: `no_image`, for a cell of something else.
         ValueError: it is a link, and these are not allowed.
     """
+    if not holds_picture(cell):
+        raise Unusable("no_image", f"the cell of the image holds {described(cell)}")
     address = _address(cell)
-    if address is None or address in ("", b""):
+    if is_empty(address) or address == b"":
         return None
     if isinstance(address, bytes):
         return PictureBytes(address)
@@ -146,15 +180,27 @@ def picture_of(cell: Any, folder: Path, links: Links) -> Picture | None:
     return links.picture(address) if is_link(address) else PictureFile(folder / address)
 
 
+def holds_picture(cell: object) -> bool:
+    """Whether a cell is of a kind that may hold an image, or empty: no list, no array, no struct of other things."""
+    if isinstance(cell, Mapping):
+        return "bytes" in cell or "path" in cell
+    return cell is None or isinstance(cell, str | bytes | int | float)
+
+
+def names_picture(cell: str) -> bool:
+    """Whether a text is a link, or has an image's ending."""
+    return is_link(cell) or ending(re.sub(r"#\d+$", "", cell.strip())) in IMAGE_EXTENSIONS
+
+
 def looks_like_picture(cell: object, folder: Path) -> bool:
     """Whether a cell holds an image, is a link, or names a file that is there or has an image's ending."""
     address = _address(cell)
     if not isinstance(address, str) or len(address) > 4096 or "\n" in address or "\0" in address:
         return isinstance(address, bytes)
-    if is_link(address) or _FROM_HUB.match(address):
+    if names_picture(address) or _FROM_HUB.match(address):
         return True
     try:
-        return Path(address).suffix[1:].lower() in IMAGE_EXTENSIONS or (folder / address).is_file()
+        return (folder / address).is_file()
     except OSError:  # a text too long for a name
         return False
 

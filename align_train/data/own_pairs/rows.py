@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from align_train.corpus.images import Unusable
+
 
 class Picture(Protocol):
     """An image that has not been read yet."""
@@ -29,9 +31,11 @@ class Row:
         picture: None where the row names none.
         captions: as they stand there, none where it has none.
         label: its class, where the data has classes.
+        problem: why the row cannot be used, where that shows before the image is read; the check counts it.
     """
 
     where: str
     picture: Picture | None
     captions: tuple[str, ...]
     label: str | None = None
+    problem: Unusable | None = None
