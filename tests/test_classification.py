@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
+from align_train.cli.export import export
 from align_train.cli.finetune import finetune
 from align_train.cli.models import build_model, load_model, save_model
 from align_train.data import AlignInputs
@@ -184,6 +185,24 @@ def test_the_lines_of_the_card_run_as_they_stand(
     with chdir(tmp_path):
         exec(code.replace("path/to/this/folder", str(whole.folder / "hf")), {})
     assert capsys.readouterr().out.startswith("red ")
+
+
+def test_a_second_export_of_the_run_has_the_classifier_and_the_card_of_the_first(whole: Whole, tmp_path: Path) -> None:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        export(compose("export", [f"checkpoint={whole.folder}", f"folder={tmp_path / 'again'}"]))
+    first, again = whole.folder / "hf", tmp_path / "again"
+    assert {each.name for each in first.iterdir()} == {each.name for each in again.iterdir()}
+    for name in ("README.md", "classes.json", "classifier.safetensors", "model.safetensors"):
+        assert (again / name).read_bytes() == (first / name).read_bytes()
+    last = load_model(whole.folder / "checkpoints" / "last.ckpt").head
+    assert last is not None
+    assert torch.equal(last.weight, whole.after[STEPS]["head.weight"])
+
+
+def test_the_first_stage_is_not_judged(start: Path, tmp_path: Path) -> None:
+    still = ["best.patience=1", "optimizer.lr=0.0", "examine_every=1", "max_steps=12", "export=false"]
+    folder = run(start, tmp_path / "run", *still)
+    assert json.loads((folder / "result.json").read_text())["steps"] == HEAD_STEPS + 1
 
 
 def test_each_stage_has_its_own_cosine() -> None:

@@ -190,7 +190,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 
     with monkeypatch.context() as patched:
         patched.setattr(StopOnPlateau, "on_train_batch_end", stop)
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises(KeyboardInterrupt):
             run(copied, folder, "best.patience=9")
     assert read_checkpoint(folder)["global_step"] == 2
     with pytest.raises(ValueError, match="holds a run already: go on with resume="):
@@ -216,17 +216,50 @@ def test_a_run_that_ended_in_the_sweep_is_finished_by_a_resume(
         with pytest.raises(KeyboardInterrupt):
             run(home, tmp_path / "run", "best.patience=1", "optimizer.lr=0.0", "max_steps=9", "examine_every=1")
     assert not (tmp_path / "run" / "result.json").exists()
-    folder = run(
-        home, tmp_path / "run", f"resume={tmp_path / 'run'}", "best.patience=1", "max_steps=9", "examine_every=1"
-    )
+    other = ["+exams.guard.ks=[2]", "forgetting.guard=[exam/guard/i2t_r2]"]  # the start was not examined so
+    ended = [f"resume={tmp_path / 'run'}", "best.patience=1", "max_steps=9", "examine_every=1"]
+    folder = run(home, tmp_path / "run", *ended, *other)
     assert result(folder)["steps"] == 2  # where it had stopped
-    assert result(folder)["finetuning"]["points"][0]["alpha"] == 0
+    first = result(folder)["finetuning"]["points"][0]
+    assert first["alpha"] == 0
+    assert first["guard"] == first["scores"]["exam/guard/i2t_r2"]
 
 
-def test_a_folder_of_transformers_is_a_start_and_is_needed_no_more_afterwards(home: Path, tmp_path: Path) -> None:
+def test_an_evaluation_of_another_checkpoint_leaves_the_result_of_the_run(
+    home: Path, done: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(done, tmp_path / "run"))
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["state_dict"]["model.temperature"] *= 2  # no mixture has it
+    torch.save(checkpoint, last)
+    exam = [word.replace("${folder}", str(done)) for word in words(home, done) if word.startswith("+exams")]
+    evaluate(composed("evaluate", [f"checkpoint={last}", "exams=[none]", *exam]))
+    assert result(folder) == result(done)
+    assert (folder / "evaluate" / "last" / "result.json").is_file()
+
+
+def test_a_start_whose_statistics_are_of_a_few_steps_is_refused(home: Path, tmp_path: Path) -> None:
+    early = torch.load(home / "start" / "checkpoints" / "last.ckpt", weights_only=True) | {"statistics": ""}
+    torch.save(early, tmp_path / "early.ckpt")
+    with pytest.raises(ValueError, match=r"is of step 6 of a run, too early for its batch-norm statistics"):
+        run(home, tmp_path / "run", f"start.model={tmp_path / 'early.ckpt'}")
+
+
+def test_pairs_of_a_run_that_was_stopped_early_are_no_other_run_s(home: Path, done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "pairs", tmp_path / "run" / "pairs")
+    with pytest.raises(ValueError, match="is there already, of a run that was stopped before its first checkpoint"):
+        run(home, tmp_path / "run")
+
+
+def test_a_folder_of_transformers_is_a_start_and_is_needed_no_more_afterwards(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exported = tmp_path / "hf"
     export_hf(load_model(home / "start").model, exported)
-    folder = run(home, tmp_path / "run", f"start.model={exported}")
+    monkeypatch.setattr("align_train.cli.exporting.export_onnx", lambda folder: 2e-7)
+    folder = run(home, tmp_path / "run", f"start.model={exported}", "export=true", "onnx=true")
+    assert result(folder)["export"]["largest_onnx_difference"] == 2e-7
     (exported / "config.json").unlink()
     loaded = load_model(folder)
     assert loaded.steps == 4

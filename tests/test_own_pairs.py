@@ -20,6 +20,7 @@ from align_train.data.own_pairs import OpenedPairs, OwnPairs, Row
 from align_train.data.own_pairs.class_folders import TEMPLATES
 from align_train.data.own_pairs.formats import FORMATS
 
+QUOTE = '"'
 IMAGES = [drawn_image(number) for number in range(6)]
 CAPTIONS = [
     ["a red cat", 'the cat, "red"', "cat"], ["ünï dog"], ["tree", "a tree"], ["boat"], ["house", "house; red"], ["sea"],
@@ -344,10 +345,12 @@ def test_a_row_without_image_or_caption_is_still_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("a.csv", "image,caption\n0.jpg,a\n1.jpg,b,c\n", "line 3 has 3 fields and the first line 2"),
-        ("a.jsonl", '{"image": "0.jpg", "caption": "a"}\n{"image"\n', "line 2 is no JSON"),
+        ("a.csv", "image,caption\n1.jpg,b,c\n", "none of the first 1 rows can be read: .* line 2 has 3 fields"),
+        ("a.csv", "image,caption,caption\n1.jpg,b,c\n", "has several columns called caption: give each"),
+        ("a.jsonl", '{"image"\n', "line 1 is no JSON"),
         ("a.parquet", "image,caption\n", "is not readable parquet"),
         ("a.csv", "", "is empty: its first line should name the columns"),
+        ("a.json", '{"images": [{"id": 1}], "annotations": []}', "as COCO's own files: give Karpathy's"),
         ("a.json", "[1]", r"a\.json has no list of images"),
         ("a.json", '{"images": [{}]}', "image 1 has no split"),
         ("a.tar", "no tar at all", "is not a tar file"),
@@ -377,7 +380,222 @@ def test_what_is_no_format_is_told_with_what_was_looked_for(tmp_path: Path, monk
         OwnPairs("flat", format="imagefolder").open()
 
 
+# Tables as people have them
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ","])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_delimiter_and_encoding_of_a_csv_are_seen_and_told(delimiter: str, encoding: str, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    lines = [[row["image"], row["caption"]] for row in ROWS]
+    text = "\n".join(f"{delimiter} ".join(f'"{cell.replace(QUOTE, 2 * QUOTE)}"' for cell in line) for line in lines)
+    (tmp_path / "birds.CSV").write_bytes(f"image{delimiter} caption\n{text}\n".encode(encoding))
+    opened = OwnPairs(str(tmp_path / "birds.CSV")).open()
+    assert content(opened) == PAIRS
+    assert (f"{delimiter!r} divides its columns" in told(opened)) == (delimiter != ",")
+    assert ("line 5 has the byte 0xfc, which is no UTF-8, so it is read as Windows-1252" in told(opened)) == (
+        encoding == "cp1252"
+    )
+    assert content(OwnPairs(opened_path(tmp_path), delimiter="tab" if delimiter == "\t" else delimiter).open()) == PAIRS
+    with pytest.raises(ValueError, match=r"pairs\.delimiter is ';;': give one character, or tab"):
+        OwnPairs(opened_path(tmp_path), delimiter=";;").open()
+
+
+def opened_path(folder: Path) -> str:
+    return str(folder / "birds.CSV")
+
+
+def test_a_csv_without_names_of_columns_loses_no_row(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with (tmp_path / "birds.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([row["image"], row["caption"]] for row in ROWS)
+    opened = OwnPairs(str(tmp_path / "birds.csv")).open()
+    assert content(opened) == PAIRS
+    assert "the first line names an image, so it is a row, and the columns are called column 1, column 2" in told(
+        opened
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "reason"),
+    [
+        ("a.csv", b"1.jpg,b,c\n", "ragged_row"),
+        ("a.csv", b'1.jpg,"b" c\n', "broken_row"),
+        ("b.csv", b"1.jpg,\x81\n", "unreadable_text"),  # of Windows-1252 neither
+        ("a.csv", b"1.jpg,caf\xe9\n", "unreadable_text"),
+        ("a.jsonl", b'{"image"\n', "broken_row"),
+        ("a.jsonl", b"[1]\n", "broken_row"),
+        ("a.jsonl", b'{"image": "1.jpg", "caption": "caf\xe9"}\n', "unreadable_text"),
+        ("a.jsonl", b'{"image": "1.jpg", "caption": [["nested"]]}\n', "no_text"),
+        ("a.jsonl", b'{"image": ["1.jpg"], "caption": "b"}\n', "no_image"),
+    ],
+)
+def test_one_broken_row_is_a_row_with_a_problem(name: str, broken: bytes, reason: str, tmp_path: Path) -> None:
+    write_images(tmp_path)
+    good = [{"image": "0.jpg", "caption": "uni" if name == "b.csv" else "ünï"}, {"image": "2.jpg", "caption": "b"}]
+    write_table(tmp_path / name, good)
+    text = (tmp_path / name).read_bytes().replace(b"\\u00fcn\\u00ef", "ünï".encode())
+    (tmp_path / name).write_bytes(text + broken + text.splitlines()[-1] + b"\n")
+    *_, third, last = rows_of(OwnPairs(str(tmp_path / name)).open())
+    assert third.problem
+    assert (third.problem.reason, third.where) == (reason, f"row 3 of {name}")
+    assert (last.captions, last.problem) == (("b",), None)
+
+
+def test_what_says_nothing_is_no_caption_and_no_class(tmp_path: Path) -> None:
+    rows = [{"image": "0.jpg", "caption": cell, "label": cell} for cell in ("a", "b", float("nan"), None, 42, ["c"])]
+    found = rows_of(OwnPairs(write_table(tmp_path / "a.jsonl", rows)).open())
+    assert [row.captions for row in found] == [("a",), ("b",), (), (), ("42",), ("c",)]
+    assert [row.label for row in found[:5]] == ["a", "b", None, None, "42"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ({"raw": "a b", "tokens": ["a", "b"]}, ("a b",)),
+        ([{"raw": "a b"}, {"raw": "c"}], ("a b", "c")),
+        ({"raw": ["a b", "c"], "sentid": [1, 2]}, ("a b", "c")),
+    ],
+)
+def test_of_karpathys_structs_the_raw_text_is_taken(cell: Any, captions: tuple[str, ...], tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.jsonl", [{"image": "0.jpg", "sentences": cell}])
+    assert rows_of(OwnPairs(path).open())[0].captions == captions
+
+
+@pytest.mark.parametrize("cell", [{"tokens": ["a"]}, [["a"]], 7])
+def test_columns_that_hold_no_texts_are_refused_as_captions(cell: Any, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.jsonl", [{"image": "0.jpg", "story": cell}])
+    with pytest.raises(ValueError, match=r"the column story holds a .*, and captions are texts or lists of texts"):
+        OwnPairs(path, caption_columns="story").open()
+
+
+def test_lists_and_arrays_of_images_in_a_dataset_are_refused(tmp_path: Path) -> None:
+    image = {"bytes": IMAGES[0], "path": None}
+    kinds = {"lists": datasets.Sequence(datasets.Image()), "pixels": datasets.Array2D((1, 2), "uint8")}
+    for (name, kind), cell in zip(kinds.items(), ([image, image], [[0, 0]]), strict=True):
+        features = datasets.Features({"image": kind, "caption": datasets.Value("string")})
+        datasets.Dataset.from_dict({"image": [cell], "caption": ["a"]}, features).save_to_disk(tmp_path / name)
+        with pytest.raises(ValueError, match=r"the column image holds a list of .*, and an image is a path, a link"):
+            OwnPairs(str(tmp_path / name)).open()
+
+
+@pytest.mark.parametrize("cell", [["a.jpg", "b.jpg"], [[[0, 0], [1, 1]]], {"pixels": [1]}])
+def test_columns_that_hold_no_image_are_refused(cell: Any, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.jsonl", [{"image": cell, "caption": "a"}])
+    with pytest.raises(ValueError, match=r"the column image holds a .*, and an image is a path, a link"):
+        OwnPairs(path).open()
+
+
+@pytest.mark.parametrize("cell", ["['a \"b\"', 'c, d']", '["a \\"b\\"", "c, d"]', "['a \"b\"'\n 'c, d']"])
+def test_lists_written_as_text_are_several_captions(cell: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "a.csv", [{"image": "0.jpg", "raw": cell}, {"image": "1.jpg", "raw": "[a sign]"}][:1])
+    opened = OwnPairs(path).open()
+    assert rows_of(opened)[0].captions == ('a "b"', "c, d")
+    assert "captions from raw (lists in brackets: raw)" in told(opened)
+    path = write_table(tmp_path / "b.csv", [{"image": "0.jpg", "raw": "[a sign]"}])
+    assert rows_of(OwnPairs(path).open())[0].captions == ("[a sign]",)
+
+
+@pytest.mark.parametrize(
+    ("there", "written"),
+    [
+        ("sub/a b.jpg", "sub\\a b.jpg"),
+        ("a.jpg", " a.jpg "),
+        ("a.JPG", "a.jpg"),
+        ("a.jpg", "a.JPG"),
+        ("a.jpg", "a.jpg#0"),
+        ("u\u0308.jpg", "ü.jpg"),
+        ("ü.jpg", "u\u0308.jpg"),
+    ],
+)
+def test_names_as_other_systems_write_them_are_found(there: str, written: str, tmp_path: Path) -> None:
+    write_images(tmp_path, [there])
+    (row,) = rows_of(OwnPairs(write_table(tmp_path / "a.csv", [{"image": written, "caption": "a"}])).open())
+    assert row.picture
+    assert row.picture.read() == IMAGES[0]
+
+
+def test_a_column_of_splits_keeps_the_test_rows_out(tmp_path: Path) -> None:
+    splits = ["train", "restval", "val", "test"]
+    rows = [{"image": f"{n}.jpg", "caption": name, "split": name} for n, name in enumerate(splits)]
+    opened = OwnPairs(write_table(tmp_path / "a.csv", rows)).open()
+    assert [row.captions[0] for row in rows_of(opened)] == ["train", "restval"]
+    assert [row.captions[0] for row in rows_of(opened, "validation")] == ["val"]
+    assert "trains on train and restval, validates on val" in told(opened)
+    images = [{"bytes": image, "path": None} for image in IMAGES[:4]]
+    data = datasets.Dataset.from_dict(
+        {"image": images, "caption": splits, "split": splits}, split=datasets.NamedSplit("test")
+    )
+    data.save_to_disk(tmp_path / "saved")
+    opened = OwnPairs(str(tmp_path / "saved")).open()
+    assert [row.captions[0] for row in rows_of(opened)] == ["train", "restval"]
+    assert [row.captions[0] for row in rows_of(opened, "validation")] == ["val"]
+    assert "trains on rows whose column split is train" in told(opened)
+
+
+def test_class_labels_in_parquet_are_named_as_in_a_dataset(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["owl", "wren"])})
+    rows = {"image": [{"bytes": image, "path": None} for image in IMAGES[:2]], "label": [1, 0]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "a.parquet")
+    found = rows_of(OwnPairs(str(tmp_path / "a.parquet"), templates=["a {}"]).open())
+    assert [(row.label, row.captions) for row in found] == [("wren", ("a wren",)), ("owl", ("a owl",))]
+
+
 # Folders
+
+
+@pytest.mark.timeout(20)
+def test_links_between_folders_end_and_no_image_comes_twice(tmp_path: Path) -> None:
+    class_folders(tmp_path)
+    for loop in ("snowy_owl/loop", "wren/loop"):
+        (tmp_path / loop).symlink_to(tmp_path, target_is_directory=True)
+    elsewhere = write_images(tmp_path.parent / f"{tmp_path.name}_elsewhere", ["4.jpg"])
+    (tmp_path / "bus").symlink_to(elsewhere, target_is_directory=True)
+    opened = OwnPairs(str(tmp_path)).open()
+    assert [row.label for row in rows_of(opened)] == ["bus", "snowy_owl", "snowy_owl", "wren", "wren"]
+    assert "2 links to folders that are read already" in told(opened)
+
+
+@pytest.mark.parametrize("table", ["captions.csv", "captions.txt"])
+@pytest.mark.parametrize("place", ["Images", ""])
+def test_a_table_beside_its_images_is_read_and_no_class_is_made_of_the_folder(
+    table: str, place: str, tmp_path: Path
+) -> None:
+    write_images(tmp_path / place)
+    written = write_table(tmp_path / "captions.csv", ROWS)
+    Path(written).rename(tmp_path / table)
+    opened = OwnPairs(str(tmp_path)).open()
+    assert content(opened) == PAIRS
+    assert f"the table is {tmp_path / table}, and paths of images start from {tmp_path / place}" in told(opened)
+
+
+def test_a_single_folder_of_images_is_no_class_unless_pairs_format_says_so(tmp_path: Path) -> None:
+    write_images(tmp_path / "Images", ["0.jpg", "1.jpg"])
+    with pytest.raises(ValueError, match="images in several folders of classes"):
+        OwnPairs(str(tmp_path)).open()
+    assert {row.label for row in rows_of(OwnPairs(str(tmp_path), format="class_folders").open())} == {"Images"}
+
+
+def test_folders_of_splits_are_known_in_any_case_beside_what_macos_leaves(tmp_path: Path) -> None:
+    for name in ("Train", "Val", "__MACOSX"):
+        class_folders(tmp_path / name)
+    opened = OwnPairs(str(tmp_path)).open()
+    assert {row.label for row in rows_of(opened)} == {"snowy_owl", "wren"}
+    assert content(opened) == content(opened, "validation")
+
+
+def test_a_mistyped_folder_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "birds").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"data/brids is neither a file nor a folder, but data/birds is there"):
+        OwnPairs("data/brids").open()
+    with pytest.raises(ValueError, match=r"birds\.zip is neither"):
+        OwnPairs("some/birds.zip").open()
+
+
+def test_a_mistake_in_validation_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pairs\.validation=val: there is no table val"):
+        OwnPairs(write_table(tmp_path / "a.csv", ROWS), validation="val").open()
 
 
 def test_files_that_are_not_taken_are_counted(tmp_path: Path) -> None:
@@ -399,8 +617,9 @@ def test_images_without_text_and_texts_without_image_are_rows(tmp_path: Path) ->
     assert found[str(tmp_path / "alone.txt")].picture is None
     assert opened.total == len(found) == 7
     (tmp_path / "2.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"2\.txt is not UTF-8"):
-        rows_of(opened)
+    problem = {row.where: row for row in rows_of(opened)}[str(tmp_path / "2.jpg")].problem
+    assert problem
+    assert (problem.reason, "2.txt is not UTF-8" in str(problem)) == ("unreadable_text", True)
 
 
 def class_folders(folder: Path) -> Path:
@@ -534,6 +753,21 @@ def test_karpathys_splits_are_train_with_restval_and_val(tmp_path: Path) -> None
 # Tars
 
 
+def test_members_that_cannot_be_read_are_problems_of_their_rows(tmp_path: Path) -> None:
+    members = [(f"{n}.jpg", IMAGES[n]) for n in range(3)]
+    members += [("0.txt", b"a"), ("1.txt", b"caf\xe9"), ("2.json", b"{"), ("2.txt", b"c")]
+    path = write_tar(tmp_path / "a.tar", sorted(members))
+    problems = [row.problem for row in rows_of(OwnPairs(str(path)).open())]
+    assert [problem and problem.reason for problem in problems] == [None, "unreadable_text", "broken_json"]
+
+
+def test_tars_in_folders_of_splits_are_found(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        tars("txt", "", tmp_path / name)
+    opened = OwnPairs(str(tmp_path)).open()
+    assert content(opened) == content(opened, "validation") == PAIRS
+
+
 def test_files_beside_tars_are_counted(tmp_path: Path) -> None:
     path = tars("txt", "", tmp_path).path
     for name in ("00000.parquet", "readme.parquet", "readme.md"):
@@ -557,7 +791,10 @@ def test_tars_without_captions_are_refused_with_the_fields_that_there_are(tmp_pa
     ):
         OwnPairs(path).open()
     assert rows_of(OwnPairs(path, caption_columns="legende").open())[0].captions == ("owl",)
-    with pytest.raises(ValueError, match=r"no key\.json has the field x of pairs\.caption_columns; it has legende"):
+    with pytest.raises(
+        ValueError,
+        match=r"no key\.json of the first 20 pairs has the field x of pairs\.caption_columns; they have legende",
+    ):
         OwnPairs(path, caption_columns="x").open()
 
 

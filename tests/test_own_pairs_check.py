@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import drawn_image
-from PIL import Image
+from PIL import ExifTags, Image
 
+from align_train.corpus.images import Unusable
 from align_train.corpus.sample_corpus import unit_hash
 from align_train.corpus.shards import ShardWriter
 from align_train.data.own_pairs import report
@@ -92,6 +93,10 @@ BROKEN = {
     "empty_image": (row(3, picture=Fake("3.jpg", b"")), "3.jpg has no bytes"),
     "no_caption": (row(3, ()), "3.jpg"),
     "empty_caption": (row(3, (" ", "<br>")), "3.jpg"),
+    "ragged_row": (
+        Row("row 3 of birds.csv", None, (), problem=Unusable("ragged_row", "line 4 has 3 fields")),
+        "line 4 has 3 fields",
+    ),
 }
 
 
@@ -132,12 +137,12 @@ def test_strict_refuses_after_all_rows_with_row_numbers_and_the_report(tmp_path)
     assert check(rows, tmp_path / "pairs").images == 4  # the report alone does not stand in the way
 
 
-def test_many_problems_are_all_counted_and_the_first_hundred_kept(tmp_path):
-    rows = [*good(2), *(row(number, ()) for number in range(10, 140))]
+def test_many_problems_are_all_counted_and_the_first_thousand_kept(tmp_path):
+    rows = [*good(2), *(row(number, ()) for number in range(10, 1040))]
     findings = check(rows, tmp_path / "pairs")
-    assert findings.skipped == {"no_caption": 130}
-    assert [problem.where for problem in findings.problems[::99]] == ["row 10 of birds.csv", "row 109 of birds.csv"]
-    assert "and 127 more" in report.text(findings, (), ())
+    assert findings.skipped == {"no_caption": 1030}
+    assert [problem.where for problem in findings.problems[::999]] == ["row 10 of birds.csv", "row 1009 of birds.csv"]
+    assert "and 1,027 more" in report.text(findings, (), ())
     assert "and 30 more" in (tmp_path / "pairs" / "report.md").read_text()
 
 
@@ -201,8 +206,8 @@ def test_the_split_is_by_image_and_does_not_depend_on_the_order_of_rows(tmp_path
         assert len(captions_of(folder, "train")) == 40 - len(expected)
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(12, 2), (9, 0)])
-def test_two_images_are_held_out_of_ten_however_small_the_share(tmp_path, count, held_out):
+@pytest.mark.parametrize(("count", "held_out"), [(12, 2), (4, 2), (3, 0)])
+def test_two_images_are_held_out_of_four_however_small_the_share(tmp_path, count, held_out):
     findings = check(good(count), tmp_path / "pairs", validation_share=1e-9)
     assert findings.validation_images == held_out
     least = sorted(range(1, count + 1), key=lambda number: unit_hash(drawn_image(number)))[:held_out]
@@ -213,6 +218,60 @@ def test_no_share_means_no_validation(tmp_path):
     findings = check(good(12), tmp_path / "pairs", validation_share=0)
     assert (findings.validation_images, findings.validation_from) == (0, "none")
     assert not (tmp_path / "pairs" / "validation").exists()
+
+
+@pytest.mark.parametrize("held_out", [[row(50)], [row(50), row(51, ())], [row(51, ()), row(52, ())]])
+def test_given_validation_that_leaves_fewer_than_two_images_is_refused_as_such(tmp_path, held_out):
+    with pytest.raises(
+        ValueError, match=r"of what was given for validation, [01] images can be used.*pairs.validation"
+    ):
+        check(good(12), tmp_path / "pairs", validation=held_out)
+
+
+def test_an_image_of_validation_has_the_class_that_validation_says(tmp_path):
+    held_out = [row(3, ("a dog",), label="dog"), row(50, label="dog")]
+    findings = check([row(n, label="cat") for n in range(1, 6)], tmp_path / "pairs", validation=held_out)
+    found = records(tmp_path / "pairs", "validation").values()
+    assert {metadata["label"] for _, _, metadata in found} == {"dog"}
+    assert {metadata["where"] for _, _, metadata in found} == {f"row {n} of birds.csv (validation)" for n in (3, 50)}
+    assert findings.validation_images == 2
+
+
+def test_rows_of_one_path_are_captions_and_only_files_of_equal_bytes_are_duplicates(tmp_path):
+    rows = [
+        row(1),
+        row(1, ("another",)),
+        row(1, ("another",)),
+        row(2),
+        row(3, picture=Fake("copy.jpg", drawn_image(2))),
+    ]
+    findings = check(rows, tmp_path / "pairs", validation_share=0)
+    assert (findings.images, findings.captions, findings.repeated_captions) == (2, 4, 1)
+    assert (findings.duplicate_images, findings.duplicate_rows) == (1, 1)
+    assert findings.duplicate_examples == ("row 3 of birds.csv has the image of row 2 of birds.csv",)
+    assert "1 image under several names" in report.text(findings, (), ())
+
+
+def test_photos_that_lie_on_their_side_are_written_upright_and_counted(tmp_path):
+    exif, content = Image.Exif(), BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(BytesIO(drawn_image(5, (40, 20)))) as image:
+        image.save(content, "JPEG", exif=exif)
+    findings = check([row(1, picture=Fake("a.jpg", content.getvalue())), row(2)], tmp_path / "a", validation_share=0)
+    assert findings.turned == 1
+    assert (tmp_path / "a" / "report.md").read_text().count("turned as EXIF says") == 1
+    image, *_ = records(tmp_path / "a", "train")["00000000"]
+    with Image.open(BytesIO(image)) as turned:
+        assert turned.size == (20, 40)
+        assert turned.getexif().get(ExifTags.Base.Orientation) is None
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_32_bits_are_left_out(tmp_path, mode):
+    content = BytesIO()
+    Image.new(mode, (8, 8)).save(content, "TIFF")
+    findings = check([row(1, picture=Fake("a.tif", content.getvalue())), *good(2, 2)], tmp_path / "a")
+    assert findings.skipped == {"pixels_of_32_bits": 1}
 
 
 def test_given_validation_is_kept_and_training_does_not_see_its_images(tmp_path):

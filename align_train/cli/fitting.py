@@ -104,7 +104,10 @@ def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
         trainer.fit_loop.epoch_loop.max_steps = end
     if trainer.is_global_zero:
         write_recipe(folder, recipe)
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    except SystemExit:  # Lightning's answer to a Ctrl-C, without a word
+        raise KeyboardInterrupt from None
     if stopping.stopped:
         if trainer.is_global_zero:
             verb = "finetune" if tuned else "train"

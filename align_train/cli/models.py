@@ -108,8 +108,10 @@ def load_model(path: Path) -> Loaded:
     load_weights(model, checkpoint, path)
     merge_lora(model)
     _, beside = parted(checkpoint["state_dict"])
-    statistics, classes = checkpoint.get("statistics") or None, checkpoint.get("classes")
-    head = ClassHead.of(classes, {name.removeprefix(HEAD): value for name, value in beside.items()}) if classes else None
+    head = None
+    if classes := checkpoint.get("classes"):
+        head = ClassHead.of(classes, {name.removeprefix(HEAD): value for name, value in beside.items()})
+    statistics = checkpoint.get("statistics") or None
     return Loaded(model, recipe, int(checkpoint["global_step"]), statistics, beside, head)
 
 

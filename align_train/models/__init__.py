@@ -6,7 +6,7 @@ from align_train.models.building import build, build_align
 from align_train.models.compiling import compile_towers
 from align_train.models.initialisation import centre_text
 from align_train.models.interpolation import interpolate
-from align_train.models.lora import Lora, has_lora, merge_lora
+from align_train.models.lora import Lora, has_adapters, has_lora, merge_lora
 from align_train.models.restoring import restore_align
 from align_train.models.stages import stages
 from align_train.models.tuning import Tuning
@@ -20,6 +20,7 @@ __all__ = [
     "build_align",
     "centre_text",
     "compile_towers",
+    "has_adapters",
     "has_lora",
     "interpolate",
     "merge_lora",

@@ -5,6 +5,7 @@ import io
 import json
 import tokenize
 from collections.abc import Collection, Iterable, Mapping
+from math import isnan
 from typing import Any
 
 from align_train.corpus.images import Unusable
@@ -63,15 +64,13 @@ def is_text(cell: object) -> bool:
 
 def is_empty(cell: object) -> bool:
     """Whether a cell says nothing: none, NaN, an empty text or list."""
-    return cell is None or (isinstance(cell, float) and cell != cell) or (isinstance(cell, str | list) and not cell)
+    return cell is None or (isinstance(cell, float) and isnan(cell)) or (isinstance(cell, str | list) and not cell)
 
 
 def _texts(name: str, cell: object, inside: bool = False) -> list[str]:
     if isinstance(cell, Mapping) and "raw" in cell:
         cell = cell["raw"]
-    if cell is None or (is_empty(cell) and not inside):
-        return []
-    if isinstance(cell, float) and cell != cell:
+    if is_empty(cell) and not (inside and cell == ""):  # the check counts an empty text among others
         return []
     if isinstance(cell, str | int | float):
         return [str(cell)]

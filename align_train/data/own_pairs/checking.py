@@ -18,10 +18,10 @@ from align_train.data.own_pairs.rows import Row
 from align_train.data.own_pairs.writing import Image, Spool, appearing, write_parts
 from align_train.records import Preprocessing, Tally
 
-KEPT = 100  # rows of each reason that are named
-EXAMPLES = 10  # of what is no problem
+KEPT = 1000  # rows of each reason that are named
+EXAMPLES = 100  # of what is no problem
 TOLD = 10  # rows that an error names
-LEAST_IMAGES, LEAST_HELD_OUT = 10, 2  # so many images are enough to hold out two
+LEAST_IMAGES, LEAST_HELD_OUT = 4, 2  # so many images are enough to hold out two
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CheckSettings:
         strict: refuse, once all rows were looked at, if some cannot be used; else these are left out and counted.
         validation_share: of the images, in [0, 1), for validation; used where the data has no validation of its own.
             The hash of the file decides, so an image stays on its side however rows are ordered. At least two images
-            are held out of ten.
+            are held out of four or more.
         pairs_per_shard: images in a shard, at most.
         clean_captions: decode HTML entities, remove tags and invisible characters.
         threads: that read and decode images.
@@ -101,27 +101,32 @@ class _Seen:
     in_both: int = 0
     duplicates: list[str] = field(default_factory=list)
     conflicts: int = 0
+    turned: int = 0
+    repeated: int = 0
 
     def add(self, row: Row, captions: Sequence[str], looked: Looked, held_out: bool) -> None:
         """A row that can be used."""
         self.empty_captions += len(row.captions) - len(captions)
         where, label = encodable(row.where), None if row.label is None else encodable(row.label)
+        name = row.picture.name if row.picture and row.picture.name else row.where
         image = self.images.get(looked.digest)
         if image is None:
             number, start, size = len(self.images), self.spool.add(looked.content), len(looked.content)
-            image = Image(number, start, size, looked.share, looked.width, looked.height, where, label, {})
+            image = Image(number, start, size, looked.share, looked.width, looked.height, where, label, {}, name)
             image.held_out = held_out
             self.images[looked.digest] = image
+            self.turned += looked.turned
         else:
-            image.rows += 1
             self.conflicts += None not in (label, image.label) and label != image.label
             image.label = image.label or label
-            if len(self.duplicates) < EXAMPLES:
+            image.copies += name != image.name
+            if name != image.name and len(self.duplicates) < EXAMPLES:
                 self.duplicates.append(f"{where} has the image of {image.where}")
         if held_out and not image.held_out:  # validation is what was given for it, and training does not see it
             self.in_both += 1
-            image.held_out, image.where, image.captions = True, where, {}
+            image.held_out, image.where, image.label, image.captions = True, where, label, {}
         for caption in captions:
+            self.repeated += caption in image.captions
             image.captions.setdefault(caption, where)
 
     def skip(self, row: Row, problem: Unusable) -> None:
@@ -141,18 +146,20 @@ def _seen(opened: OpenedPairs, spool: Spool, settings: CheckSettings, preprocess
         bar = tqdm(rows(), desc=f"check {name}", unit="row", total=total, delay=3)
         for row, captions, future in looked_at(bar, settings.threads, settings.clean_captions, preprocessing.resize):
             seen.rows += 1
+            named = replace(row, where=f"{row.where} (validation)") if held_out else row
             try:
-                seen.add(row, captions, future.result(), held_out)
+                seen.add(named, captions, future.result(), held_out)
             except Unusable as problem:
-                seen.skip(row, problem)
+                seen.skip(named, problem)
     return seen
 
 
 def _hold_out(images: Sequence[Image], share: float) -> None:
-    """The images whose hash is below the share go to validation: at least two, where there are ten or more."""
+    """The images whose hash is below the share go to validation: two at the least, where there are four or more."""
     held_out = [image for image in images if image.share < share]
-    if share and len(held_out) < LEAST_HELD_OUT and len(images) >= LEAST_IMAGES:
-        held_out = sorted(images, key=lambda image: image.share)[:LEAST_HELD_OUT]
+    if share and len(held_out) < LEAST_HELD_OUT:  # one alone would always be found
+        least = LEAST_HELD_OUT if len(images) >= LEAST_IMAGES else 0
+        held_out = sorted(images, key=lambda image: image.share)[:least]
     for image in held_out:
         image.held_out = True
 
@@ -174,9 +181,10 @@ def _findings(seen: _Seen, images: Sequence[Image], given: bool, preprocessing: 
         skipped=dict(seen.skipped.most_common()),
         problems=tuple(seen.problems),
         empty_captions=seen.empty_captions,
+        repeated_captions=seen.repeated,
         in_both=seen.in_both,
-        duplicate_images=sum(image.rows > 1 for image in images),
-        duplicate_rows=sum(image.rows - 1 for image in images),
+        duplicate_images=sum(image.copies > 0 for image in images),
+        duplicate_rows=sum(image.copies for image in images),
         duplicate_examples=tuple(seen.duplicates),
         label_conflicts=seen.conflicts,
         text=facts_of_counted(texts, tokens, unknown, most),
@@ -188,6 +196,7 @@ def _findings(seen: _Seen, images: Sequence[Image], given: bool, preprocessing: 
         width=Spread.of([image.width for image in images]),
         height=Spread.of([image.height for image in images]),
         crop=preprocessing.crop,
+        turned=seen.turned,
         small=sum(min(image.width, image.height) < preprocessing.crop for image in images),
         classes=dict(Counter(image.label for image in images if image.label is not None).most_common()),
     )
@@ -213,6 +222,17 @@ def _refusal(findings: Findings, settings: CheckSettings) -> str:
         return (
             f"of {findings.rows:,} rows there is one image only (rows that cannot be used: {counts}), and contrastive "
             "training needs at least two, each a negative of the other: add pairs"
+        )
+    return _one_sided(findings, counts)
+
+
+def _one_sided(findings: Findings, counts: str) -> str:
+    """Why one of the two parts is too small; empty where it is not."""
+    if findings.validation_from == "given" and findings.validation_images < LEAST_HELD_OUT:
+        return (
+            f"of what was given for validation, {findings.validation_images} images can be used, and a choice needs at "
+            f"least {LEAST_HELD_OUT} (rows that cannot be used: {counts}): correct what pairs.validation, or the split "
+            "of that name, holds"
         )
     if findings.training_images < 2:
         return (

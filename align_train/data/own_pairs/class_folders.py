@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from align_train.data.own_pairs.opened import OpenedPairs
 from align_train.data.own_pairs.pictures import PictureFile
 from align_train.data.own_pairs.rows import Row
-from align_train.data.own_pairs.walking import Contents, contents
+from align_train.data.own_pairs.walking import contents
 
 PLACEHOLDER = "{}"
 # The plain one, and the seven of 80 that OpenAI's search for CLIP's best few found on ImageNet
@@ -45,7 +46,7 @@ def open_class_folders(path: str, templates: Sequence[str] = TEMPLATES) -> Opene
         f"pairs.templates=FILE.json. {PROMPTS}"
     ]
     told += [f"{path}: folders without images, which are no classes: {shortened(empty)}"] if empty else []
-    told += Contents([], [key for key in found.images if os.sep not in key] + found.others, found.hidden).told(path)
+    told += replace(found, others=[key for key in found.images if os.sep not in key] + found.others).told(path)
 
     def rows() -> Iterator[Row]:
         for key in keys:

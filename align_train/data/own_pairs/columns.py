@@ -19,6 +19,8 @@ IMAGE_NAMES = (*PATH_NAMES, "image_name", "img_path", "file", "photo", "picture"
 LINK_NAMES = ("image_url", "img_url", "url", "image_link", "link")
 FURTHER_CAPTION_NAMES = ("comment", "sentence", "prompt", "raw")
 LABEL_NAMES = ("label", "class", "class_name", "category")
+PART = "split"  # the column that may name the split of a row
+PARTS = frozenset({"train", "restval", "validation", "val", "valid", "dev", "test"})
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 
 

@@ -33,22 +33,24 @@ class Findings:
         validation_images: of `images`.
         validation_from: `given`, `cut` (by the hash of the images) or `none`.
         skipped: rows that cannot be used, by reason.
-        problems: the first hundred rows of each reason.
+        problems: the first thousand rows of each reason.
         empty_captions: in rows that have others.
+        repeated_captions: that came again with their image, and are left out.
         in_both: images of validation that were among those of training too, and are left out there.
-        duplicate_images: images that came in several rows.
-        duplicate_rows: rows whose image had come before.
-        duplicate_examples: two rows each.
+        duplicate_images: images that lie there several times, under different names.
+        duplicate_rows: rows whose image had come before under another name; rows of one name are its captions.
+        duplicate_examples: two rows each, the first hundred.
         label_conflicts: images that came under two classes; the first is kept.
         text: lengths of captions; `frequent` are texts that several images have.
         shared_captions: texts that several images have.
         sharing: captions that are one of these texts.
         max_tokens: longest caption that training does not cut, in WordPiece tokens.
         too_long: captions that are longer.
-        too_long_examples: row and number of tokens.
+        too_long_examples: row and number of tokens, the first hundred.
         width, height: of images in pixels.
         crop: pixels a side that the model sees.
         small: images with a side shorter than that.
+        turned: images that lay on their side as their EXIF says, and were written anew, upright.
         classes: images by class, the largest first; empty where rows have no classes.
         shards: the tars that were written, with their sizes in bytes; none where the pairs were refused.
     """
@@ -61,6 +63,7 @@ class Findings:
     skipped: Mapping[str, int]
     problems: tuple[Problem, ...]
     empty_captions: int
+    repeated_captions: int
     in_both: int
     duplicate_images: int
     duplicate_rows: int
@@ -76,6 +79,7 @@ class Findings:
     height: Spread
     crop: int
     small: int
+    turned: int
     classes: Mapping[str, int]
     shards: Mapping[str, int] = field(default_factory=dict)
 

@@ -77,6 +77,10 @@ def _entries(path: str) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON ({error}): {_FORM}") from error
     entries = document.get("images") if isinstance(document, dict) else None
+    if isinstance(document, dict) and "annotations" in document:
+        raise ValueError(
+            f"{path} has captions apart from images, as COCO's own files: give Karpathy's dataset_coco.json, or {_FORM}"
+        )
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} has no list of images: {_FORM}, or one object a line in a .jsonl")
     for number, entry in enumerate(entries, 1):

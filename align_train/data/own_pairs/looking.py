@@ -3,8 +3,12 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from io import BytesIO
+
+from PIL import ExifTags, Image
 
 from align_train.corpus.captions import clean_caption
 from align_train.corpus.images import Unusable, decode, jpeg_pixels
@@ -15,17 +19,22 @@ from align_train.data.inspection.pairs import stored_size
 from align_train.data.own_pairs.rows import Picture, Row
 
 AHEAD = 8  # rows that wait for each thread
+EXIF = (b"Exif\0", b"eXIf", b"EXIF")  # the mark of it in JPEG, PNG and WebP
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """A picture that can be used: its file, the file's hashes, and its width and height in pixels."""
+    """A picture that can be used: its file, upright, the hashes of the file that came, and width and height in pixels.
+
+    `turned` says that EXIF had it turned, and that it was written anew for that.
+    """
 
     content: bytes
     digest: bytes
     share: float
     width: int
     height: int
+    turned: bool = False
 
 
 def looked_at(
@@ -85,10 +94,35 @@ def _look(row: Row, captions: Sequence[str], resize: int) -> Looked:
     if not content:
         raise Unusable("empty_image", f"{name} has no bytes")
     if image_format(content) is None:
-        raise Unusable("not_an_image", f"{name} starts with {content[:16]!r}")
+        remedy = ": convert it to JPEG" if content[4:8] == b"ftyp" or b"<svg" in content[:1000] else ""
+        raise Unusable("not_an_image", f"{name} starts with {content[:16]!r}{remedy}")  # HEIC and AVIF have ftyp
     if jpeg_pixels(content, (resize, resize)) is None:
+        _refuse_numbers(content, name)
         decode(content, name)
-    return Looked(content, sha256(content).digest(), unit_hash(content), *stored_size(content))
+    upright = _upright(content, name)
+    return Looked(upright, sha256(content).digest(), unit_hash(content), *stored_size(upright), upright is not content)
+
+
+def _refuse_numbers(content: bytes, name: str) -> None:
+    """Unusable for pixels of 32 bits, of which nobody says where black and white are."""
+    with suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(BytesIO(content)) as file:
+        if file.mode in ("F", "I"):
+            raise Unusable("pixels_of_32_bits", f"{name}: write it with 8 bits a colour")
+
+
+def _upright(content: bytes, name: str) -> bytes:
+    """The file as it is, or written anew where its EXIF says that it lies on its side: readers of shards do not look.
+
+    Whoever uses the exported model through transformers' pipelines sees it upright too.
+    """
+    if image_format(content) == "tiff" or not any(mark in content for mark in EXIF):
+        return content
+    with suppress(OSError, ValueError, SyntaxError), Image.open(BytesIO(content)) as file:
+        if file.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+            written = BytesIO()
+            decode(content, name, upright=True).save(written, "JPEG", quality=95)
+            return written.getvalue()
+    return content
 
 
 def _content(picture: Picture, name: str) -> bytes:

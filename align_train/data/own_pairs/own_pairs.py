@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from align_train.data.own_pairs.class_folders import TEMPLATES, open_class_folders, read_templates
 from align_train.data.own_pairs.columns import Wanted
-from align_train.data.own_pairs.formats import FORMATS, SPLIT_FOLDERS, guess_format, split_folders
+from align_train.data.own_pairs.formats import FORMATS, SPLIT_FOLDERS, guess_format, split_folders, table_beside_images
 from align_train.data.own_pairs.karpathy_json import open_karpathy
 from align_train.data.own_pairs.opened import OpenedPairs
 from align_train.data.own_pairs.pictures import Links
@@ -17,8 +18,8 @@ from align_train.data.own_pairs.text_files import open_text_files
 __all__ = ["OpenedPairs", "OwnPairs"]
 _COLUMNS = ("image_column", "caption_columns", "label_column", "templates")
 _USED = {
-    "table": ("images", *_COLUMNS),
-    "imagefolder": _COLUMNS,
+    "table": ("images", "delimiter", *_COLUMNS),
+    "imagefolder": ("delimiter", *_COLUMNS),
     "text_files": (),
     "class_folders": ("templates",),
     "dataset": ("split", *_COLUMNS),
@@ -45,6 +46,7 @@ class OwnPairs:
             make captions of the classes of tables and datasets. None: `class_folders.TEMPLATES` for class folders.
         allow_links: download images whose column holds http or https links to public addresses.
         networks: private networks where links may lead as well, such as `10.0.0.0/8`.
+        delimiter: of csv, tsv and txt, one character or `tab`; None takes what divides the first line.
     """
 
     path: str
@@ -58,6 +60,7 @@ class OwnPairs:
     templates: str | Sequence[str] | None = None
     allow_links: bool = False
     networks: Sequence[str] = ()
+    delimiter: str | None = None
 
     def open(self) -> OpenedPairs:
         """The rows of training and, where there are some, of validation; images are not read yet.
@@ -76,7 +79,7 @@ class OwnPairs:
         others = ", ".join(name for name in FORMATS if name != format)
         told = [f"{self.path} is read as {format}, since {why}. Change with pairs.format={others.replace(', ', '|')}"]
         path, validation = self.path, self.validation
-        if format in SPLIT_FOLDERS and (parts := split_folders(path)):
+        if format in SPLIT_FOLDERS and Path(path).is_dir() and (parts := split_folders(path)):
             path, validation = parts.train, validation or parts.validation
             used = f"trains on {path}, validates on {validation or 'none of them'}"
             told.append(f"{self.path} has folders of splits: {used}; not used: {', '.join(parts.others) or 'none'}")
@@ -84,7 +87,10 @@ class OwnPairs:
         told += opened.told
         if format in ("dataset", "karpathy") or validation is None:
             return replace(opened, told=told)
-        second = self._opened(format, validation)
+        try:
+            second = self._opened(format, validation)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"pairs.validation={validation}: {error}") from error
         return OpenedPairs(
             [*told, *(f"validation: {line}" for line in second.told)], opened.train, second.train, opened.total
         )
@@ -97,8 +103,8 @@ class OwnPairs:
         templates = read_templates(self.templates)
         wanted = Wanted(self.image_column, captions, self.label_column, templates)
         readers: dict[str, Callable[[], OpenedPairs]] = {
-            "table": lambda: open_table(path, self.images, wanted, links),
-            "imagefolder": lambda: open_image_folder(path, wanted, links),
+            "table": lambda: self._table(path, wanted, links),
+            "imagefolder": lambda: open_image_folder(path, self.delimiter, wanted, links),
             "text_files": lambda: open_text_files(path),
             "class_folders": lambda: open_class_folders(path, templates or TEMPLATES),
             "dataset": lambda: open_dataset(path, self.split, self.validation, wanted, links),
@@ -106,6 +112,14 @@ class OwnPairs:
             "tar_shards": lambda: open_tar_shards(path, captions, self.label_column),
         }
         return readers[format]()
+
+    def _table(self, path: str, wanted: Wanted, links: Links) -> OpenedPairs:
+        if not Path(path).is_dir():
+            return open_table(path, self.images, self.delimiter, wanted, links)
+        table, folder = table_beside_images(path)
+        opened = open_table(table, self.images or folder, self.delimiter, wanted, links)
+        line = f"{path}: the table is {table}, and paths of images start from {self.images or folder}. Change with "
+        return replace(opened, told=[f"{line}pairs.path=TABLE, pairs.images=FOLDER", *opened.told])
 
     @property
     def _captions(self) -> tuple[str, ...] | None:

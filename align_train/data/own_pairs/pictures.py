@@ -2,12 +2,13 @@
 
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from align_train.corpus.fetch.client import Client, Limits, Permissions
 from align_train.corpus.images import Unusable
@@ -20,6 +21,7 @@ from align_train.data.storage.tars import IMAGE_EXTENSIONS, Span
 # One file at a time, larger and slower than a crawl would take: people know their own links.
 LIMITS = Limits(total_seconds=20.0, max_bytes=50_000_000, connections=1, per_host=1, window=1)
 _LINK = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _FROM_HUB = re.compile(r"(\w+://.*::)?hf://")  # as streams of `datasets` name files of a repository, or of its zips
 
 
@@ -37,14 +39,20 @@ class PictureFile:
     def read(self) -> bytes:
         """The file, see `located`; OSError as `open`, also where no file can be called so."""
         try:
-            return self.path.read_bytes()
+            return _content(self.path)
         except FileNotFoundError:
             found = located(self.path)
             if found == self.path:
                 raise
-            return found.read_bytes()
+            return _content(found)
         except ValueError as error:  # a null character, or half of a surrogate pair
             raise OSError(f"no file can be called {self.name!r}: {error}") from error
+
+
+def _content(path: Path) -> bytes:
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise OSError(f"{path} is a pipe, and no file")
+    return path.read_bytes()
 
 
 def located(path: Path) -> Path:
@@ -64,9 +72,9 @@ def _spellings(path: str) -> Iterator[str]:
     for text in (tidy, stem + ending.lower(), stem + ending.upper()):
         folder, name = os.path.split(text)
         yield text
-        for form in ("NFC", "NFD"):
-            yield os.path.join(folder, unicodedata.normalize(form, name))  # type: ignore[arg-type]
-            yield unicodedata.normalize(form, text)  # type: ignore[arg-type]
+        for form in _FORMS:
+            yield os.path.join(folder, unicodedata.normalize(form, name))
+            yield unicodedata.normalize(form, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,8 @@ class PictureLink:
         with closing(Client(LIMITS, self.permissions).downloads([(0, self.name)])) as downloads:
             (_, download), *_ = downloads
         if download.reason:
-            raise OSError(f"{self.name} was not fetched: {download.reason} ({download.detail})")
+            remedy = ": allow it with pairs.networks=[NETWORK]" if download.reason == "refused_address" else ""
+            raise OSError(f"{self.name} was not fetched: {download.reason} ({download.detail}){remedy}")
         return download.content
 
 

@@ -46,7 +46,7 @@ def text(findings: Findings, told: Sequence[str], estimates: Sequence[str]) -> s
 def write(findings: Findings, told: Sequence[str], estimates: Sequence[str], folder: Path) -> Path:
     """All of it as FOLDER/report.md; the arguments are those of `text`. Returns the path."""
     parts = ["# The pairs"]
-    for title, blocks in _sections(findings, told, estimates, most=100):
+    for title, blocks in _sections(findings, told, estimates, most=1000):
         parts.append(f"## {title.capitalize()}")
         parts += [_escaped(block) if isinstance(block, str) else _table(block) for block in blocks]
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +100,8 @@ def _skipped(findings: Findings, most: int) -> Iterator[str | _Rows]:
         yield _Rows(("where", "what"), rows, _more(count - len(rows)))
     if findings.empty_captions:
         yield f"of rows that are used, {_many(findings.empty_captions, 'empty caption')} left out"
+    if findings.repeated_captions:
+        yield f"{_many(findings.repeated_captions, 'caption')} came again with the same image: left out"
 
 
 def _captions(findings: Findings, most: int) -> Iterator[str | _Rows]:
@@ -129,12 +131,14 @@ def _captions(findings: Findings, most: int) -> Iterator[str | _Rows]:
 def _images(findings: Findings, most: int) -> Iterator[str | _Rows]:
     yield f"width: {_spread(findings.width)} pixels"
     yield f"height: {_spread(findings.height)} pixels"
+    if findings.turned:
+        yield f"{_many(findings.turned, 'image')} turned as EXIF says, and written anew as JPEG"
     if findings.small:
         small = _many(findings.small, "image")
         yield f"{small} with a side below the {findings.crop} pixels that the model sees: enlarged"
     if findings.duplicate_images:
         again = _many(findings.duplicate_rows, "row")
-        yield f"{_many(findings.duplicate_images, 'image')} in several rows: {again} came with an image of before"
+        yield f"{_many(findings.duplicate_images, 'image')} under several names: {again} with the bytes of another file"
         rows = [(example,) for example in findings.duplicate_examples[:most]]
         yield _Rows(("such as",), rows, _more(findings.duplicate_rows - len(rows)))
     if findings.label_conflicts:

@@ -2,18 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from align_train.corpus.images import Unusable
-from align_train.data.own_pairs.columns import LABEL_NAMES, SAMPLE, caption_names, texts_of
+from align_train.data.own_pairs.cells import is_empty, texts_of
+from align_train.data.own_pairs.columns import LABEL_NAMES, SAMPLE, caption_names
 from align_train.data.own_pairs.opened import OpenedPairs
 from align_train.data.own_pairs.pictures import PictureInShard
 from align_train.data.own_pairs.rows import Row
 from align_train.data.own_pairs.text_files import lines_of
-from align_train.data.own_pairs.walking import Contents, contents
+from align_train.data.own_pairs.walking import contents
 from align_train.data.storage.shards import OpenFiles, Place, Shard, all_places, find_shards
 
 _KINDS = ("txt", "json")
@@ -29,16 +32,19 @@ def open_tar_shards(path: str, captions: Sequence[str] | None, label: str | None
 
     Raises:
         OSError: there are no such shards, or one cannot be read.
-        ValueError: a shard is no tar, or no captions are found; when the rows are read, a member is no UTF-8 or JSON.
+        ValueError: a shard is no tar, or no captions are found.
     """
     shards = find_shards(path)
     members = _Members(shards)
-    first = [members.of(place) for place in islice(all_places(shards, _KINDS), SAMPLE)]
+    first = list(members.readable(islice(all_places(shards, _KINDS), SAMPLE)))
     fields = list(dict.fromkeys(name for _, found in first for name in found))
     for setting, names in (("caption_columns", captions or ()), ("label_column", [label] if label else [])):
         if lacking := [name for name in names if name not in fields]:
             there = ", ".join(fields) or "none"
-            raise ValueError(f"{path}: no key.json has the field {lacking[0]} of pairs.{setting}; it has {there}")
+            raise ValueError(
+                f"{path}: no key.json of the first {SAMPLE} pairs has the field {lacking[0]} of pairs.{setting}; they "
+                f"have {there}"
+            )
     named = tuple(captions or caption_names(fields))
     texts = captions is None and any(lines for lines, _ in first)
     if not texts and not named:
@@ -56,15 +62,19 @@ def open_tar_shards(path: str, captions: Sequence[str] | None, label: str | None
     if Path(path).is_dir():
         found = contents(path)
         left = [name for name in (*found.images, *found.others) if os.sep in name or not name.endswith(".tar")]
-        told += Contents([], left, found.hidden).told(path)
+        told += replace(found, others=left).told(path)
 
     def rows() -> Iterator[Row]:
         for place in all_places(shards, _KINDS):
-            lines, found = members.of(place)
             picture = PictureInShard(shards[place.shard], place.image) if place.image else None
-            own = lines if captions is None and lines else texts_of(found, named)
+            try:
+                lines, found = members.of(place)
+                own = lines if captions is None and lines else texts_of(found, named)
+            except Unusable as problem:
+                yield Row(members.where(place), picture, (), problem=problem)
+                continue
             known = found.get(label) if label else None
-            yield Row(members.where(place), picture, own, None if known is None else str(known))
+            yield Row(members.where(place), picture, own, None if is_empty(known) else str(known))
 
     return OpenedPairs(told, rows, total=_total(shards))
 
@@ -79,8 +89,19 @@ class _Members:
         lost = ", of which the tar has lost the end" if place.lost == "truncated_shard" else ""
         return f"{place.key} in {self.shards[place.shard]}{lost}"
 
+    def readable(self, places: Iterable[Place]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+        """What `of` says of each place, less those where it cannot."""
+        for place in places:
+            with suppress(Unusable):
+                yield self.of(place)
+
     def of(self, place: Place) -> tuple[tuple[str, ...], Mapping[str, Any]]:
-        """The lines of `key.txt` and the fields of `key.json`, none where they are not there."""
+        """The lines of `key.txt` and the fields of `key.json`, none where they are not there.
+
+        Raises:
+            Unusable: `unreadable_text` or `broken_json`.
+            OSError: the tar cannot be read.
+        """
         where, path = self.where(place), self.shards[place.shard].path
         try:
             texts = {kind: self._files.read(path, span, where) for kind, span in place.texts.items()}
@@ -88,9 +109,9 @@ class _Members:
         except Unusable as error:
             raise OSError(str(error)) from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the JSON of {where} cannot be read ({error}): write the shard again") from error
+            raise Unusable("broken_json", f"the JSON of {where} cannot be read ({error})") from error
         if not isinstance(fields, dict):
-            raise ValueError(f"the JSON of {where} is {type(fields).__name__}: write an object into it")
+            raise Unusable("broken_json", f"the JSON of {where} is {type(fields).__name__}, and not an object")
         return lines_of(texts.get("txt", b""), f"the text of {where}"), fields
 
 

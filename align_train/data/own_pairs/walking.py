@@ -79,7 +79,9 @@ def _elsewhere(place: str, top: str, seen: set[str]) -> bool:
     real = os.path.realpath(place)
     if real in seen:
         return True
-    return os.path.islink(place) and (f"{real}{os.sep}".startswith(f"{top}{os.sep}") or f"{top}{os.sep}".startswith(real.rstrip(os.sep) + os.sep))
+    return os.path.islink(place) and (
+        f"{real}{os.sep}".startswith(f"{top}{os.sep}") or f"{top}{os.sep}".startswith(real.rstrip(os.sep) + os.sep)
+    )
 
 
 def _raise(error: OSError) -> None:

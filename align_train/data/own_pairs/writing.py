@@ -30,7 +30,8 @@ class Image:
         where: the first row it is in.
         label: its class.
         captions: with the row that each came in first.
-        rows: how many it is in.
+        name: the first path that it has; of a file without a path, its row.
+        copies: how many rows have it under another name.
         held_out: it is for validation.
     """
 
@@ -43,7 +44,8 @@ class Image:
     where: str
     label: str | None
     captions: dict[str, str]
-    rows: int = 1
+    name: str
+    copies: int = 0
     held_out: bool = False
 
 
