@@ -766,6 +766,14 @@ def test_tars_in_folders_of_splits_are_found(tmp_path: Path) -> None:
         tars("txt", "", tmp_path / name)
     opened = OwnPairs(str(tmp_path)).open()
     assert content(opened) == content(opened, "validation") == PAIRS
+    (tmp_path / "train").rename(tmp_path / "wds")
+    with pytest.raises(ValueError, match=r"tars lie in folders of .*: set pairs\.path to one of these folders"):
+        OwnPairs(str(tmp_path)).open()
+
+
+def test_a_tar_without_pairs_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.tar has no pair, or none of the first 20 can be read"):
+        OwnPairs(str(write_tar(tmp_path / "a.tar", []))).open()
 
 
 def test_files_beside_tars_are_counted(tmp_path: Path) -> None:

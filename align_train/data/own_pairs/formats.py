@@ -118,7 +118,7 @@ def _table(path: str, found: Contents) -> tuple[str, str] | None:
         return None
     top, table = "" if "" in tops else min(tops), tables[0]
     named = top and any(f"{top}{slash}" in _beginning(table) for slash in "/\\")
-    return str(table), path if named else os.path.join(path, top)
+    return str(table), path if named or not top else os.path.join(path, top)
 
 
 def _lists_images(file: Path) -> bool:
@@ -163,6 +163,11 @@ def _by_images(path: str, place: str, found: Contents) -> tuple[str, str]:
         return "class_folders", "images lie in its folders, without texts"
     if not found.images and any(ending(name) == "parquet" for name in found.others):
         return "dataset", "it has parquet files, as repositories of the Hugging Face hub"
+    if tar := next((name for name in found.others if ending(name) == "tar"), None):
+        raise ValueError(
+            f"tars lie in folders of {path}, such as {tar}: set pairs.path to one of these folders, and "
+            "pairs.validation to another"
+        )
     raise ValueError(
         f"{path} has {len(found.images):,} images and {len(found.others):,} other files, but no format fits: "
         f"looked for {', '.join(SAVED)}, *.tar, {', '.join(METADATA)}, a .txt of an image's name, one table beside the "

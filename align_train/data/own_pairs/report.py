@@ -143,8 +143,8 @@ def _images(findings: Findings, most: int) -> Iterator[str | _Rows]:
         yield _Rows(("such as",), rows, _more(findings.duplicate_rows - len(rows)))
     if findings.label_conflicts:
         yield (
-            f"note: {_many(findings.label_conflicts, 'row')} give an image another class than the row before; "
-            "the first is kept, with the captions of both"
+            f"note: {_many(findings.label_conflicts, 'row')} with an image that came under another class before; the "
+            "first is kept, with the captions of both"
         )
 
 

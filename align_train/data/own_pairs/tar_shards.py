@@ -37,6 +37,8 @@ def open_tar_shards(path: str, captions: Sequence[str] | None, label: str | None
     shards = find_shards(path)
     members = _Members(shards)
     first = list(members.readable(islice(all_places(shards, _KINDS), SAMPLE)))
+    if not first:
+        raise ValueError(f"{path} has no pair, or none of the first {SAMPLE} can be read: see what is in its tars")
     fields = list(dict.fromkeys(name for _, found in first for name in found))
     for setting, names in (("caption_columns", captions or ()), ("label_column", [label] if label else [])):
         if lacking := [name for name in names if name not in fields]:
