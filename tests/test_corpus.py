@@ -17,14 +17,17 @@ from align_train.data.storage.shards import Shard
 from align_train.records import Pair
 from align_train.shipped import sample_corpus
 
-PARTS = {"clipart": 4869, "emoji": 3450, "validation": 497, "test_unseen_rendering": 1850, "test_unseen_concept": 173}
+PARTS = {
+    "clipart": 4869, "emoji": 3450, "validation": 497, "test_unseen_rendering": 1850, "test_unseen_concept": 173,
+    "held_out_concepts": 368,
+}  # fmt: skip
 
 
 def test_prepare_sample_writes_and_then_rests(tmp_path):
     reports = prepare_sample(tmp_path)
     assert {name: report.pairs for name, report in reports.items()} == PARTS
     assert not any(report.failed for report in reports.values())
-    assert [report.tasks for report in reports.values()] == [5, 4, 1, 2, 1]
+    assert [report.tasks for report in reports.values()] == [5, 4, 1, 2, 1, 1]
     sample = {pair.key: pair for pair in read_sample()}
     shard = Shard(tmp_path / "emoji" / "shards" / "00003.tar")
     rows = pq.read_table(tmp_path / "emoji" / "shards" / "00003.parquet").to_pylist()

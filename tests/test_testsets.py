@@ -24,7 +24,7 @@ from align_train.corpus.shards import write_shards
 from align_train.data.captions import Captions
 from align_train.data.storage.cache import Cache
 from align_train.data.storage.shards import Shard
-from align_train.data.testsets import Karpathy, ShardPairs, Table
+from align_train.data.testsets import Karpathy, SamplePart, ShardPairs, Table
 from align_train.data.testsets.files import ImageFiles
 from align_train.data.testsets.shard_images import ShardImages
 
@@ -522,3 +522,20 @@ def test_an_exclusion_that_cannot_be_is_refused(make_shards):
     with pytest.raises(ValueError, match="'parity' is asked for"):
         ShardPairs(str(folder)).excluded({"parity": ["odd"]})
     assert not ShardPairs(str(folder)).excluded({}).any()  # without an exclusion no sidecar is needed
+
+
+def test_the_sample_is_a_test_without_any_file():
+    seen, held_out = (SamplePart(concepts=concepts).open() for concepts in ("seen", "held_out"))
+    everything = SamplePart().open()
+    assert (len(seen.captions), len(held_out.captions), len(everything.captions)) == (1677, 173, 1850)
+    assert {*seen.images.keys} | {*held_out.images.keys} == {*everything.images.keys}
+    pair = next(pair for pair in read_sample() if pair.key == held_out.images.keys[7])
+    assert (held_out.images.read(7), held_out.captions[7]) == (pair.image, pair.caption)
+    assert seen.images.identity != held_out.images.identity
+    assert pair.key in held_out.images.where(7)
+
+
+@pytest.mark.parametrize("wrong", [{"part": "train"}, {"concepts": "new"}])
+def test_what_is_no_part_of_the_sample_is_told(wrong):
+    with pytest.raises(ValueError, match="choose test_unseen_rendering or held_out_concepts, and one of all, seen"):
+        SamplePart(**wrong)
