@@ -45,7 +45,7 @@ def test_prepare_sample_writes_and_then_rests(tmp_path):
         prepare_sample(tmp_path, rows_per_task=5000)
     assert prepare_sample(tmp_path)["emoji"].tasks == 4  # the refusal changed nothing
     assert prepare_sample(tmp_path, rows_per_task=5000, overwrite=True)["emoji"].tasks == 1
-    assert len(list(tmp_path.rglob("*.tar"))) == 5
+    assert len(list(tmp_path.rglob("*.tar"))) == 6
 
 
 def test_prepare_sample_never_takes_another_folder(tmp_path):
