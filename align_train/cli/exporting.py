@@ -13,6 +13,7 @@ from align_train.distributed import rank
 from align_train.engine import PairData, StreamData, needs_recalibration, recalibrate_on
 from align_train.engine.recalibration import RUNNING, recalibrated
 from align_train.evaluation.report import scores_text
+from align_train.files import atomic_write
 from align_train.hub import export_hf, export_onnx, model_card, push, require_onnx
 from align_train.hub.classifier import export_classifier
 from align_train.models import Align
@@ -63,7 +64,8 @@ def export_model(
     told: dict[str, Any] = {"folder": str(folder), "largest_difference": difference}
     if onnx:
         told["largest_onnx_difference"] = export_onnx(folder)
-        (folder / "README.md").write_text(card(onnx=True), encoding="utf-8")  # only now is it true
+        with atomic_write(folder / "README.md") as file:
+            file.write(card(onnx=True).encode())  # only now is it true
         print(
             f"wrote {folder}/onnx; run by onnxruntime, embeddings differ from transformers' by at most "
             f"{told['largest_onnx_difference']:.1e}"

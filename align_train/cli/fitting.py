@@ -99,9 +99,7 @@ def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
     trainer = build_trainer(config, callbacks, metrics, validated=bool(data.validation))
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    resumed = resume_from(config, module, metrics, tuned)
-    if resumed and (end := ended_at(config, resumed)):
-        trainer.fit_loop.epoch_loop.max_steps = end
+    resumed = resume_from(config, trainer, module, metrics, tuned)
     if trainer.is_global_zero:
         write_recipe(folder, recipe)
     try:
@@ -206,8 +204,13 @@ def plateau(config: DictConfig) -> list[Callback]:
     return [StopOnPlateau(by, config.best.mode, patience, every, first_stage)]
 
 
-def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile, tuned: bool) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too."""
+def resume_from(
+    config: DictConfig, trainer: Trainer, module: AlignTraining, metrics: MetricsFile, tuned: bool
+) -> Path | None:
+    """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too.
+
+    A run that `best.patience` had ended is not trained any further.
+    """
     if not config.resume:
         return None
     path = Path(config.resume) / "checkpoints" / "last.ckpt"
@@ -218,15 +221,11 @@ def resume_from(config: DictConfig, module: AlignTraining, metrics: MetricsFile,
             f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "
             "train, give a larger max_steps"
         )
+    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
+    if without >= (config.best.patience or math.inf):
+        trainer.fit_loop.epoch_loop.max_steps = checkpoint["global_step"]
     metrics.go_on_from(checkpoint["global_step"])
     return path
-
-
-def ended_at(config: DictConfig, path: Path) -> int | None:
-    """The step at which a checkpoint's run had come to its end by `best.patience`; None where it had not."""
-    checkpoint = read_checkpoint(path)
-    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
-    return checkpoint["global_step"] if without >= (config.best.patience or math.inf) else None
 
 
 def write_recipe(folder: Path, recipe: str) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from align_train.files import atomic_write
 from align_train.models.class_head import WEIGHTS, ClassHead
 
 CARD = """
@@ -36,5 +37,7 @@ def export_classifier(head: ClassHead, folder: Path) -> dict[str, Any]:
     head.write(folder)
     card = folder / "README.md"
     section = CARD.replace("CLASSES", f"{len(head.classes):,}")
-    card.write_text(card.read_text(encoding="utf-8") + section, encoding="utf-8")
+    told = card.read_text(encoding="utf-8") + section
+    with atomic_write(card) as file:
+        file.write(told.encode())
     return {"classifier": str(folder / WEIGHTS), "classes": len(head.classes)}
