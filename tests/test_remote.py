@@ -77,7 +77,15 @@ def test_a_cache_that_is_too_small_brings_them_again(web, shards, tmp_path, capl
     assert [batch.keys for batch in there] == here
     assert len([path for path in web.asked if path.endswith(".tar")]) > 6
     assert caplog.text.count("less than two such windows") == 1
-    assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 3.5 * size
+    assert sum(map(size_there, cache.folder.glob("*.tar"))) <= 3.5 * size
+
+
+def size_there(path):
+    """Bytes of a file, 0 if it has gone meanwhile: the window that is opened ahead makes itself room."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def test_rules_look_at_a_remote_sidecar(web, tmp_path):
