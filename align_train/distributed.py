@@ -3,10 +3,10 @@
 Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any, TypeVar, cast
 
 import torch
@@ -27,29 +27,6 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number, 0 to world_size - 1."""
     return dist.get_rank() if world_size() > 1 else 0
-
-
-def is_first_process() -> bool:
-    """Whether this is the first process of the job, by the variables of torchrun, Lightning and Slurm.
-
-    For before the processes know of each other; then `rank` says it.
-    """
-    numbers = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(int(os.environ.get(name) or 0) == 0 for name in numbers)
-
-
-def until_first_process(look: Callable[[], T | None], make: Callable[[], T]) -> T:
-    """What `look` finds; where that is None, the first process of the job makes it while the others wait.
-
-    Before the processes know of each other, see `is_first_process`.
-    """
-    if (found := look()) is not None:
-        return found
-    if is_first_process():
-        return make()
-    while (found := look()) is None:
-        time.sleep(1.0)
-    return found
 
 
 class _GatherRows(torch.autograd.Function):
@@ -112,6 +89,40 @@ def sum_over_ranks(local: Tensor) -> Tensor:
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on all ranks when it is true on one: how ranks agree to stop at a step boundary."""
     return flag if world_size() == 1 else bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
+
+
+class Ballot:
+    """The largest of each number over all ranks, asked for at once and counted in the background.
+
+    Reading the result waits for what was given to the device before the ballot, and for nothing that came after.
+
+    Args:
+        numbers: float (n,) on the device; every rank must ask, in the same order among its other collectives.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        counted = numbers.detach().clone()
+        pending = dist.all_reduce(counted, dist.ReduceOp.MAX, async_op=True) if world_size() > 1 else None
+        self._pending, self._result = pending, counted
+        self._there: torch.cuda.Event | None = None
+        if counted.is_cuda:
+            aside = torch.cuda.Stream(counted.device)
+            aside.wait_stream(torch.cuda.current_stream(counted.device))
+            with torch.cuda.stream(aside):
+                if pending is not None:
+                    pending.wait()  # on a GPU: the stream waits, not the process
+                self._result = torch.empty(counted.shape, pin_memory=True).copy_(counted, non_blocking=True)
+                self._there = torch.cuda.Event()
+                self._there.record()
+            counted.record_stream(aside)
+
+    def result(self) -> list[float]:
+        """The largest numbers, the same on all ranks."""
+        if self._there is not None:
+            self._there.synchronize()
+        elif self._pending is not None:
+            self._pending.wait()
+        return cast(list[float], self._result.tolist())
 
 
 def gather_objects(value: T) -> list[T]:
@@ -201,3 +212,21 @@ def dealt_out_as(whole: Any, example: Any) -> Any:
     if not isinstance(example, DTensor):
         return whole
     return distribute_tensor(whole.to(example.device), example.device_mesh, example.placements, src_data_rank=None)
+
+
+def all_gather_bytes_per_second(size: int, device: torch.device) -> float | None:
+    """What the slowest rank receives a second when each gives `size` bytes to all others; None with one process.
+
+    The median of five gathers after a first one, which makes the connections. All ranks must call it.
+    """
+    if world_size() == 1:
+        return None
+    own = torch.zeros(size, dtype=torch.uint8, device=device)
+    parts, seconds = [torch.empty_like(own) for _ in range(world_size())], []
+    for _ in range(6):
+        start = time.perf_counter()
+        dist.all_gather(parts, own)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return (world_size() - 1) * size / max(gather_objects(median(seconds[1:])))

@@ -17,18 +17,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
+from align_train import signals
 from align_train.cli.export import export
 from align_train.cli.finetune import finetune
 from align_train.cli.models import build_model, load_model, save_model
 from align_train.data import AlignInputs
 from align_train.data.testsets import LabelledShards
-from align_train.engine import StopOnSignal, read_checkpoint
+from align_train.engine import Agreement, read_checkpoint
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import Encoder, HeadAccuracy
 from align_train.models import recalibrate
 from align_train.models.class_head import ClassHead
 from align_train.optim import two_cosines
 from align_train.shipped import config_folder
+from align_train.signals import Wish
 
 COLOURS = {"blue_sky": (40, 60, 220), "green_grass": (40, 200, 60), "red": (220, 50, 40)}
 HEAD_STEPS, STEPS = 4, 8
@@ -99,14 +101,14 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    after, plain = dict[int, dict[str, Tensor]](), StopOnSignal.on_train_batch_end
+    after, plain = dict[int, dict[str, Tensor]](), Agreement.on_train_batch_end
 
-    def noted(self: StopOnSignal, trainer: Any, module: Any, *given: Any) -> None:
+    def noted(self: Agreement, trainer: Any, module: Any, *given: Any) -> None:
         after[trainer.global_step] = {name: value.clone() for name, value in module.state_dict().items()}
         plain(self, trainer, module, *given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopOnSignal, "on_train_batch_end", noted)
+        patch.setattr(Agreement, "on_train_batch_end", noted)
         folder = run(start, tmp_path_factory.mktemp("runs") / "whole")
     return Whole(folder, json.loads((folder / "result.json").read_text()), after)
 
@@ -140,15 +142,16 @@ def test_the_first_stage_moves_the_head_alone(start: Path, whole: Whole) -> None
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
     start: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = StopOnSignal.on_train_batch_end
+    plain = Agreement.on_train_batch_start
 
-    def stop(self: StopOnSignal, trainer: Any, *given: Any) -> None:
-        self._asked = trainer.global_step == HEAD_STEPS + 1
+    def stop(self: Agreement, trainer: Any, *given: Any) -> None:
+        if trainer.global_step == HEAD_STEPS:
+            signals.ask(Wish.INTERRUPT)
         plain(self, trainer, *given)
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(StopOnSignal, "on_train_batch_end", stop)
+        patch.setattr(Agreement, "on_train_batch_start", stop)
         with pytest.raises(SystemExit):
             run(start, folder)
     run(start, folder, f"resume={folder}")

@@ -12,10 +12,12 @@ import torch
 from conftest import on_ranks
 from test_engine import rows, run, weights
 
+from align_train import signals
 from align_train.cli.models import load_model
-from align_train.engine import Examination, StopOnSignal, read_checkpoint, recalibration, throughput
+from align_train.engine import Agreement, Examination, read_checkpoint, recalibration, throughput
 from align_train.evaluation import Encoder, Taken
 from align_train.models.batch_norm import tracking_layers
+from align_train.signals import Wish
 
 Overrides = Callable[..., list[str]]
 EXAM = (
@@ -94,13 +96,14 @@ def test_cold_statistics_are_put_back(examined: Overrides) -> None:
 
 def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while that step is done."""
-    plain = StopOnSignal.on_train_batch_end
+    plain = Agreement.on_train_batch_start
 
-    def press(self: StopOnSignal, trainer: L.Trainer, *given: Any) -> None:
-        self._asked = trainer.global_step == step
+    def press(self: Agreement, trainer: L.Trainer, *given: Any) -> None:
+        if trainer.global_step == step - 1:
+            signals.ask(Wish.INTERRUPT)
         plain(self, trainer, *given)
 
-    monkeypatch.setattr(StopOnSignal, "on_train_batch_end", press)
+    monkeypatch.setattr(Agreement, "on_train_batch_start", press)
 
 
 def killed_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,17 +13,23 @@ from align_train.cli.exporting import export_model, push_where_asked
 from align_train.cli.fitting import Fitted, fit
 from align_train.cli.mixing import Mixture, mix
 from align_train.cli.models import save_model
+from align_train.cli.recovering import checkpoint_to_resume
+from align_train.cli.resuming import AUTO
 from align_train.cli.scoring import facts_of, tell, tell_report, write_result
 from align_train.cli.starting import Start, keep_start, kept_start, load_start, weights_of
 from align_train.data.own_pairs import CheckSettings, Findings, OwnPairs, check_pairs, read_findings, report
-from align_train.distributed import is_first_process, rank, until_first_process
+from align_train.distributed import rank
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import Forgetting
 from align_train.evaluation.report import finetuning_text
+from align_train.files import atomic_write
 from align_train.hub import weights_digest
 from align_train.hub.onnx_export import require_onnx
 from align_train.hub.pushing import require_token
 from align_train.models import Tuning
+from align_train.processes import is_first_process, until_first_process
+
+ASKED = "asked.yaml"  # in the folder of pairs: what they were made by
 
 
 def finetune(config: DictConfig) -> None:
@@ -32,17 +38,18 @@ def finetune(config: DictConfig) -> None:
     folder = Path(config.folder)
     torch.manual_seed(config.seed)
     check_folder(config)
-    start = adapt(config, kept_start(config) if config.resume else load_start(config.start))
+    resumed = checkpoint_to_resume(config)
+    start = adapt(config, kept_start(config, resumed) if resumed else load_start(config.start))
     weights, digest = weights_of(start.model), weights_digest(start.model)
     tuning: Tuning = instantiate(config.tuning, _convert_="all")
     tuned = tuning.prepare(start.model)
     findings = until_first_process(lambda: read_findings(folder / "pairs"), lambda: ready_pairs(config, start))
     check_enough(config, findings)
-    if not config.resume:
+    if not resumed:
         keep_start(start, weights, folder)
     if is_first_process():
         print("\n".join([f"start: {' and '.join(start.sources)}", *start.told, *tuned]))
-    fitted = fit(config, start.model, tuned=True)
+    fitted = fit(config, start.model, resumed, tuned=True)
     fitted.trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)
     facts = {
         "start": " and ".join(start.sources),
@@ -76,15 +83,24 @@ def check_settings(config: DictConfig) -> Forgetting:
 def check_folder(config: DictConfig) -> None:
     """Raise ValueError where a run that is begun would take up what another has left in its folder."""
     folder = Path(config.folder)
-    if config.resume or not is_first_process():
+    if config.resume not in (None, AUTO) or not is_first_process():
         return
-    if (folder / "checkpoints" / "last.ckpt").is_file():
+    if config.resume is None and (folder / "checkpoints" / "last.ckpt").is_file():
         raise ValueError(f"{folder} holds a run already: go on with resume={folder}, or name another folder")
-    if (folder / "pairs" / "findings.json").is_file():
+    if not (folder / "pairs" / "findings.json").is_file():
+        return
+    asked = folder / "pairs" / ASKED
+    if config.resume is None or not asked.is_file() or asked.read_text() != asked_for(config):
         raise ValueError(
             f"{folder / 'pairs'} is there already, of a run that was stopped before its first checkpoint: take it "
-            "away, or name another folder"
+            "away, or name another folder; with the same settings of start, pairs and check, resume=auto goes on"
         )
+
+
+def asked_for(config: DictConfig) -> str:
+    """The settings that the pairs in a run folder were made by, as text."""
+    nodes = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("start", "pairs", "check")}
+    return OmegaConf.to_yaml(OmegaConf.create(nodes))
 
 
 def ready_pairs(config: DictConfig, start: Start) -> Findings:
@@ -94,6 +110,8 @@ def ready_pairs(config: DictConfig, start: Start) -> Findings:
     check: CheckSettings = instantiate(config.check, _convert_="all")
     folder = Path(config.folder) / "pairs"
     findings = check_pairs(opened, folder, check, start.model.preprocessing)
+    with atomic_write(folder / ASKED) as file:
+        file.write(asked_for(config).encode())
     told = list(estimates(config, start.model))
     print(report.text(findings, opened.told, told))
     print(f"all of it: {report.write(findings, opened.told, told, folder)}")

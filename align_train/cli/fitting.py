@@ -1,45 +1,50 @@
 """From settings and a model to a trained one: what `train` and `finetune` have in common."""
 
-import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from align_train import signals
 from align_train.cli.checks import is_of_exam
 from align_train.cli.models import open_data
+from align_train.cli.recovering import end_if_asked, step_past, take_up
 from align_train.cli.scoring import build_exams
+from align_train.distributed import is_sharded
 from align_train.engine import (
+    Agreement,
     AlignTraining,
     AtomicCheckpointIO,
     Budget,
     Examination,
     Execution,
+    Heartbeat,
     MetricsFile,
+    NonFinite,
     PairData,
     Progress,
-    StopOnNonFinite,
+    Recovery,
     StopOnPlateau,
-    StopOnSignal,
     StreamData,
-    check_fit,
+    Watchdog,
+    forget_skipped,
     keep_freed_memory,
     parted,
-    read_checkpoint,
+    ranges,
+    read_skipped,
 )
 from align_train.engine.recalibration import RUNNING
-from align_train.evaluation import Encoding
 from align_train.evaluation.measuring import device_name, software
 from align_train.files import atomic_write
 from align_train.models import Align
+from align_train.processes import is_first_process
 
 
 @dataclass(frozen=True)
@@ -63,20 +68,26 @@ class Fitted:
     beside: dict[str, Tensor]
 
 
-def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
-    """Train a model by the settings, which its checkpoints carry; a run that is told to stop ends here, with 130.
+def fit(config: DictConfig, model: Align, resumed: Path | None, tuned: bool = False) -> Fitted:
+    """Train a model by the settings, which its checkpoints carry; a run that is told to stop ends here.
+
+    Where a loss is no number, the run goes back to its newest checkpoint, and on without the pairs that led there.
 
     Args:
         config: of `train` or `finetune`, complete.
         model: with the weights that training starts from.
+        resumed: the checkpoint to go on from; None begins.
         tuned: it is a trained model already: exams are taken before the first step too, and the batch-norm statistics
             are warm from the start.
     """
+    signals.check()
     folder = Path(config.folder)
     recipe = OmegaConf.to_yaml(config, resolve=True)
+    recovery: Recovery = instantiate(config.recovery)
     execution: Execution = instantiate(config.step)
     execution.prepare(model)
     data = open_data(config.data, model, execution.micro_batch)
+    data.skipped = ranges(read_skipped(folder)) if config.resume else []
     module: AlignTraining = instantiate(config.training, _convert_="all")(
         model,
         optimizer=instantiate(config.optimizer),
@@ -87,34 +98,34 @@ def fit(config: DictConfig, model: Align, tuned: bool = False) -> Fitted:
         recipe=recipe,
     )
     module.statistics = RUNNING if tuned else ""
-    beside = {name: value.clone() for name, value in parted(module.state_dict())[1].items()}
-    budget, stopping = Budget(config.loss.get("chunk_size")), StopOnSignal(folder / "checkpoints")
-    progress = Progress(budget)
-    metrics = MetricsFile(folder)
-    encoding: Encoding = instantiate(config.encoding)
-    watched = [name for name in (config.best.by, *_forgetting(config)) if is_of_exam(name)]
-    exams, every = module.own_exams(build_exams(config.exams)), config.examine_every
-    examination = Examination(exams, encoding, folder, every, watched, progress.throughput.go_on, tuned)
-    callbacks = [budget, progress, stopping, examination, *plateau(config)]
-    trainer = build_trainer(config, callbacks, metrics, validated=bool(data.validation))
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
-    resumed = resume_from(config, trainer, module, metrics, tuned)
-    if trainer.is_global_zero:
+    start = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    loggers = build_loggers(config)
+    if is_first_process():
         write_recipe(folder, recipe)
-    try:
-        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    except SystemExit:  # Lightning's answer to a Ctrl-C, without a word
-        raise KeyboardInterrupt from None
-    if stopping.stopped:
-        if trainer.is_global_zero:
-            verb = "finetune" if tuned else "train"
-            print(f"stopped at step {trainer.global_step}; go on with: align-train {verb} resume={folder}")
-        sys.exit(130)
+        if not config.resume:
+            forget_skipped(folder)
+    while True:
+        part = build_part(config, module, loggers, recovery, tuned, validated=bool(data.validation))
+        trainer = part.trainer
+        if trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        step = take_up(config, resumed, trainer, module, tuned) if resumed else -1
+        loggers[0].go_on_from(step)
+        try:
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            break
+        except NonFinite as problem:
+            resumed = step_past(problem, folder, recovery, data, not is_sharded(model))
+            module.load_state_dict(start)
+        except SystemExit as end:  # Lightning's answer to a Ctrl-C, without a word
+            if isinstance(end, signals.Asked):
+                raise
+            raise KeyboardInterrupt from None
+    end_if_asked(part.agreement, trainer, folder, "finetune" if tuned else "train")
     if tuned:
         keep_last_if_best(trainer, config.best.by)
     module.model.to(trainer.strategy.root_device)
-    return Fitted(trainer, module, data, examination, facts(config, trainer, progress), beside)
+    return Fitted(trainer, module, data, part.examination, facts(config, trainer, part.progress), parted(start)[1])
 
 
 def facts(config: DictConfig, trainer: Trainer, progress: Progress) -> dict[str, Any]:
@@ -130,15 +141,43 @@ def facts(config: DictConfig, trainer: Trainer, progress: Progress) -> dict[str,
     }
 
 
-def build_trainer(config: DictConfig, callbacks: list[Callback], metrics: MetricsFile, validated: bool) -> Trainer:
+class Part(NamedTuple):
+    """A trainer, and those of its callbacks that are asked afterwards."""
+
+    trainer: Trainer
+    progress: Progress
+    agreement: Agreement
+    examination: Examination
+
+
+def build_part(
+    config: DictConfig, module: AlignTraining, loggers: list[Any], recovery: Recovery, tuned: bool, validated: bool
+) -> Part:
+    """A new trainer, with callbacks that know nothing yet."""
+    folder, budget = Path(config.folder), Budget(config.loss.get("chunk_size"))
+    progress, agreement = Progress(budget), Agreement(folder / "checkpoints", recovery.checkpoint_minutes)
+    watched = [name for name in (config.best.by, *_forgetting(config)) if is_of_exam(name)]
+    examination = Examination(
+        module.own_exams(build_exams(config.exams)),
+        instantiate(config.encoding),
+        folder,
+        config.examine_every,
+        watched,
+        progress.throughput.go_on,
+        tuned,
+    )
+    watchdog = Watchdog(60 * recovery.stall_minutes if recovery.stall_minutes else None)
+    callbacks = [watchdog, budget, progress, Heartbeat(folder), agreement, examination, *plateau(config)]
+    return Part(build_trainer(config, callbacks, loggers, validated), progress, agreement, examination)
+
+
+def build_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Any], validated: bool) -> Trainer:
     """Lightning's trainer with what every run has."""
-    callbacks = [*callbacks, StopOnNonFinite(), *checkpoints(config, Path(config.folder), validated)]
-    loggers: list[Logger] = [metrics, *(instantiate(node) for node in config.logger.values())]
     trainer: Trainer = instantiate(
         config.trainer,
         max_steps=config.max_steps,
         max_epochs=-1,  # lengths are in steps
-        callbacks=callbacks,
+        callbacks=[*callbacks, *checkpoints(config, Path(config.folder), validated)],
         logger=loggers,
         plugins=plugins(),
         val_check_interval=config.validate_every,
@@ -150,6 +189,22 @@ def build_trainer(config: DictConfig, callbacks: list[Callback], metrics: Metric
         enable_model_summary=False,
     )
     return trainer
+
+
+def build_loggers(config: DictConfig) -> list[Any]:
+    """metrics.csv, and those that are asked for, by the run's own id: the same after each stop."""
+    config.run_id = run_id(Path(config.folder))
+    return [MetricsFile(config.folder), *(instantiate(node) for node in config.logger.values())]
+
+
+def run_id(folder: Path) -> str:
+    """RUN/run_id, made on the first process; for Weights & Biases, which joins what has one id."""
+    file = folder / "run_id"
+    if is_first_process() and not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as written:
+            written.write(uuid4().hex[:8].encode())
+    return file.read_text() if file.is_file() else ""
 
 
 def plugins() -> list[Any]:
@@ -202,30 +257,6 @@ def plateau(config: DictConfig) -> list[Callback]:
         return []
     every, first_stage = config.examine_every if is_of_exam(by) else None, config.training.get("head_steps", 0)
     return [StopOnPlateau(by, config.best.mode, patience, every, first_stage)]
-
-
-def resume_from(
-    config: DictConfig, trainer: Trainer, module: AlignTraining, metrics: MetricsFile, tuned: bool
-) -> Path | None:
-    """The checkpoint to go on from, once it is known to fit; metrics.csv goes on there too.
-
-    A run that `best.patience` had ended is not trained any further.
-    """
-    if not config.resume:
-        return None
-    path = Path(config.resume) / "checkpoints" / "last.ckpt"
-    checkpoint = read_checkpoint(path)
-    check_fit(module.model, checkpoint, path)
-    if checkpoint["global_step"] >= config.max_steps and not tuned:  # fine-tuning has mixtures to make yet
-        raise ValueError(
-            f"{path} is at step {checkpoint['global_step']} and max_steps is {config.max_steps}: nothing is left to "
-            "train, give a larger max_steps"
-        )
-    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
-    if without >= (config.best.patience or math.inf):
-        trainer.fit_loop.epoch_loop.max_steps = checkpoint["global_step"]
-    metrics.go_on_from(checkpoint["global_step"])
-    return path
 
 
 def write_recipe(folder: Path, recipe: str) -> None:

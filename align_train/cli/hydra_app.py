@@ -6,30 +6,44 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
+from pathlib import Path
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align_train import signals
+from align_train.cli.attempts import attempt
+from align_train.cli.jobs import Job
 from align_train.cli.resuming import continued
 from align_train.shipped import config_folder
 
 # What a user can cause; everything else is a defect, and shows its traceback.
 EXPECTED = (ValueError, FloatingPointError, OmegaConfBaseException, OSError)
 TRACEBACK = "ALIGN_TRAIN_TRACEBACK"
+RUNS = ("train", "finetune")  # verbs that can be stopped and gone on with
 
 
 def run(verb: str, overrides: Sequence[str]) -> None:
     """Compose configs/VERB.yaml with the overrides and call `align_train.cli.VERB.VERB` with it."""
     _quieten()
     _share_the_machine()
+    if verb in RUNS:
+        with signals.listening():
+            _run(verb, overrides)
+    else:
+        _run(verb, overrides)
+
+
+def _run(verb: str, overrides: Sequence[str]) -> None:
     overrides = [with_quotes(word) for word in overrides]
     given = sys.argv
     program = given[0] if given else "align-train"
     try:
-        composed = continued(overrides) if verb in ("train", "finetune") else list(overrides)
+        composed = continued(overrides) if verb in RUNS else list(overrides)
     except EXPECTED as error:
         _fail(verb, error)
     function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
@@ -38,7 +52,8 @@ def run(verb: str, overrides: Sequence[str]) -> None:
         sys.argv = [program, verb, *overrides]  # what Lightning starts further local ranks with
         try:
             check_complete(config)
-            function(config)
+            with attempt_at(config) if verb in RUNS else nullcontext():
+                function(config)
         except InstantiationException as error:  # the settings do not make what they name
             _fail(verb, error.__cause__ or error)
         except EXPECTED as error:
@@ -46,12 +61,20 @@ def run(verb: str, overrides: Sequence[str]) -> None:
         except KeyboardInterrupt:  # where no step can be finished first
             print(f"align-train {verb}: interrupted", file=sys.stderr)
             sys.exit(130)
+        except signals.Asked as asked:
+            print(f"align-train {verb}: told to end before training ({asked.wish.name})", file=sys.stderr)
+            raise
 
     sys.argv = [program, *composed]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     finally:
         sys.argv = given
+
+
+def attempt_at(config: DictConfig) -> AbstractContextManager[None]:
+    """Note this start of a run in its folder."""
+    return attempt(Path(config.folder), Job.current(), config.recovery.failures)
 
 
 def with_quotes(word: str) -> str:

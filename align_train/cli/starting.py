@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from align_train.cli.models import build_model, is_checkpoint, load_model, newest_run
-from align_train.distributed import is_first_process
 from align_train.engine import needs_recalibration, read_checkpoint
 from align_train.files import atomic_write
 from align_train.hub import align_node, load_hf, load_parts
 from align_train.models import Align
+from align_train.processes import is_first_process
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ def keep_start(start: Start, weights: dict[str, Tensor], run: Path) -> None:
             file.write(save(weights, {"sources": json.dumps(start.sources)}))
 
 
-def kept_start(config: DictConfig) -> Start:
-    """The start of a run that is resumed, as it was.
+def kept_start(config: DictConfig, checkpoint: Path) -> Start:
+    """The start of a run that is resumed from a checkpoint, as it was.
 
     Raises:
         ValueError: the settings name other pairs, or another start, than those that it goes on with.
     """
     run = Path(config.folder)
-    recipe = OmegaConf.create(read_checkpoint(run / "checkpoints" / "last.ckpt")["recipe"])
+    recipe = OmegaConf.create(read_checkpoint(checkpoint, mmap=True)["recipe"])
     for name in ("start", "pairs", "check"):
         if recipe[name] != OmegaConf.create(OmegaConf.to_yaml(config[name], resolve=True)):
             raise ValueError(

@@ -10,6 +10,7 @@ from align_train.cli.checks import check_best, check_lengths
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.fitting import fit
 from align_train.cli.models import build_model, load_model
+from align_train.cli.recovering import checkpoint_to_resume
 from align_train.cli.scoring import facts_of, tell, tell_report, write_result
 from align_train.distributed import is_sharded, rank
 from align_train.evaluation import Taken
@@ -22,7 +23,7 @@ def train(config: DictConfig) -> None:
     check_best(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    fitted = fit(config, model)
+    fitted = fit(config, model, checkpoint_to_resume(config))
     trainer, module, folder = fitted.trainer, fitted.module, Path(config.folder)
     module.statistics = settle(module.model, trainer.global_step, lambda: fitted.data)
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)

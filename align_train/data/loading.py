@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from align_train import signals
 from align_train.batch import Batch, StepBatch
 from align_train.data.batches import BatchPlan, BatchPlans
 from align_train.data.crew import Crew
@@ -151,12 +152,16 @@ class Loader:
         reader.reading = self._at_work.numpy()[worker : worker + 1]
         return reader
 
-    def _stalled(self) -> TimeoutError:
+    def awaited(self) -> str:
+        """What a batch that does not come is waited for."""
         shards = [str(self.reader.shards[number - 1]) for number in self._at_work.tolist() if number]
-        what = f"no answer from {', '.join(dict.fromkeys(shards))}" if shards else "decoding takes too long"
+        named = ", ".join(dict.fromkeys(shards))
+        return f"no answer from {named}" if shards else "opening of shards, or decoding, takes too long"
+
+    def _stalled(self) -> TimeoutError:
         return TimeoutError(
-            f"no batch for {self.reading.stall_seconds:g} seconds: {what}. Check its disk or network, or allow "
-            "more with data.reading.stall_seconds"
+            f"no batch for {self.reading.stall_seconds:g} seconds: {self.awaited()}. Check its disk or network, or "
+            "allow more with data.reading.stall_seconds"
         )
 
 
@@ -169,21 +174,30 @@ class Steps:
 
     Attributes:
         waited: seconds spent in fetching so far; it only grows.
+        asked: `perf_counter` when the fetching began that goes on now, or that failed; None while nothing is fetched.
     """
 
     def __init__(self, batches: Iterable[Batch], parts: int = 1) -> None:
         self.batches, self.parts = batches, parts
         self.waited = 0.0
+        self.asked: float | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
         coming = iter(self.batches)
         while parts := self._fetched(coming):
             yield StepBatch(parts)
 
+    def awaited(self) -> str:
+        """What a step that does not come is waited for, as far as it is known; another thread may ask."""
+        if isinstance(self.batches, Loader):
+            return self.batches.awaited()
+        return "links are being fetched" if isinstance(self.batches, DataLoader) else "its source does not answer"
+
     def _fetched(self, coming: Iterator[Batch]) -> list[Batch]:
-        asked = perf_counter()
+        self.asked = asked = perf_counter()
         parts = list(islice(coming, self.parts))
         self.waited += perf_counter() - asked
+        self.asked = None
         return parts
 
 
@@ -209,12 +223,16 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 
 
 class _Begin:
-    """Tells a worker process where to note what it reads. A class, since it must be pickled where processes spawn."""
+    """Tells a worker process where to note what it reads, and that signals are the training process's to answer.
+
+    A class, since it must be pickled where processes spawn.
+    """
 
     def __init__(self, at_work: Tensor) -> None:
         self._at_work = at_work
 
     def __call__(self, worker: int) -> None:
+        signals.work_to_the_end()
         info = get_worker_info()
         assert info is not None
         info.dataset.reading = self._at_work.numpy()[worker : worker + 1]  # type: ignore[attr-defined]

@@ -1,10 +1,12 @@
 """Lightning modules, data module and callbacks; the only floor, but for the command line, that knows Lightning."""
 
+from align_train.engine.agreement import Agreement, NonFinite
 from align_train.engine.budget import Budget
 from align_train.engine.checkpoints import (
     AtomicCheckpointIO,
     check_fit,
     load_weights,
+    newest_checkpoint,
     of_training,
     parted,
     read_checkpoint,
@@ -13,17 +15,22 @@ from align_train.engine.classification import ClassifierTraining
 from align_train.engine.data import PairData
 from align_train.engine.examination import Examination
 from align_train.engine.execution import Execution
+from align_train.engine.heartbeat import Heartbeat
 from align_train.engine.host_memory import keep_freed_memory
 from align_train.engine.metrics_file import MetricsFile
 from align_train.engine.module import AlignTraining
 from align_train.engine.objective import Contrastive
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
+from align_train.engine.recovery import Recovery
 from align_train.engine.sharding import FullySharded
-from align_train.engine.stopping import StopOnNonFinite, StopOnPlateau, StopOnSignal
+from align_train.engine.skipping import Skipped, forget_skipped, note_skipped, ranges, read_skipped
+from align_train.engine.stopping import StopOnPlateau
 from align_train.engine.stream import StreamData
+from align_train.engine.watchdog import Watchdog
 
 __all__ = [
+    "Agreement",
     "AlignTraining",
     "AtomicCheckpointIO",
     "Budget",
@@ -32,19 +39,27 @@ __all__ = [
     "Examination",
     "Execution",
     "FullySharded",
+    "Heartbeat",
     "MetricsFile",
+    "NonFinite",
     "PairData",
     "Progress",
-    "StopOnNonFinite",
+    "Recovery",
+    "Skipped",
     "StopOnPlateau",
-    "StopOnSignal",
     "StreamData",
+    "Watchdog",
     "check_fit",
+    "forget_skipped",
     "keep_freed_memory",
     "load_weights",
     "needs_recalibration",
+    "newest_checkpoint",
+    "note_skipped",
     "of_training",
     "parted",
+    "ranges",
     "read_checkpoint",
+    "read_skipped",
     "recalibrate_on",
 ]

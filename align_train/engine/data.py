@@ -43,6 +43,10 @@ class PairData(L.LightningDataModule):
         reading: by what means.
         micro_batch: largest number of pairs that a device takes at once; None takes a rank's share of a batch at once.
 
+    Attributes:
+        skipped: half-open ranges of numbers of drawn pairs that no step takes, see `BatchPlans`; what earlier processes
+            of the run had skipped is to be put here before training (`skipping.ranges`).
+
     Raises:
         FileNotFoundError: a pattern matches no shard.
         ValueError: a setting is wrong, or the shards hold fewer pairs than one batch.
@@ -75,6 +79,7 @@ class PairData(L.LightningDataModule):
             self.reading.scaled_decoding,
         )
         self.opener = Opener(self.sources, self.reading.stall_seconds, self.reading.max_quarantined)
+        self.skipped: list[tuple[int, int]] = []
         self._plans: BatchPlans | None = None
         self._saved: dict[str, Any] = {}
 
@@ -83,7 +88,7 @@ class PairData(L.LightningDataModule):
         assert self.trainer is not None
         start, stop = self.trainer.global_step, self.trainer.max_steps
         before, self._saved = self._saved.get("order"), {}
-        if start and self._plans is not None:  # training goes on in this process
+        if start and not before and self._plans is not None:  # training goes on in this process
             before = self._plans.state_at(start)
         if start and not before:
             raise ValueError(
@@ -110,6 +115,27 @@ class PairData(L.LightningDataModule):
         """This rank's pixels of the first training batches, by micro-batches, to measure batch-norm statistics on."""
         loader = Loader(self.reader, self._planned(0, batches), self.workers, self.reading)
         return (batch.pixels.to(device) for batch in islice(loader, batches * self.parts))
+
+    def skip(self, first_step: int, last_step: int) -> dict[str, int]:
+        """Leave out from now on what the steps took, the last included; training begins again before them.
+
+        Step s is the one whose batch is taken while `trainer.global_step` is s: it makes update s + 1. A trainer that
+        fits after this goes on at the place of its checkpoint, or, without one, at the beginning. To be called on every
+        rank, with the same steps, after the fit has ended. Steps of which the place is not known any more, those before
+        the fit and more than 100 before its last checkpoint or row of metrics, are passed over.
+
+        Returns:
+            first_pair and pairs: the range of numbers of drawn pairs, which `skipped` has now too.
+
+        Raises:
+            ValueError: the last step has not been taken by a fit since the last call, or is none that is known still.
+        """
+        if self._plans is None:
+            raise ValueError(f"step {last_step} cannot be skipped: no step has been taken from this data")
+        first, end = self._plans.numbers(first_step, last_step)
+        self.skipped.append((first, end))
+        self._plans, self._saved = None, {}  # where this fit stood is not where the next one begins
+        return {"first_pair": first, "pairs": end - first}
 
     def facts(self) -> dict[str, Any]:
         """For result.json: epochs of each sequence of pairs that have gone by, and the shards that are broken."""
@@ -155,4 +181,4 @@ class PairData(L.LightningDataModule):
 
     def _planned(self, start: int, stop: int, state: Mapping[str, Any] | None = None) -> BatchPlans:
         order = Order(self.sources, self.order, self.opener, state)
-        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size(), self.parts)
+        return BatchPlans(order, self.batch_size, start, stop, rank(), world_size(), self.parts, self.skipped)

@@ -12,6 +12,7 @@ from align_train.data import AlignInputs
 from align_train.distributed import rank
 from align_train.engine.module import AlignTraining
 from align_train.engine.recalibration import settled_statistics
+from align_train.engine.watchdog import Part, note
 from align_train.evaluation import Encoder, Encoding, Exam, Taken, check_exams, metrics_of, take_exams
 from align_train.evaluation.taking import is_known_by
 from align_train.models import Align
@@ -85,6 +86,7 @@ class Examination(L.Callback):
 
     def _take(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, AlignTraining)
+        note(trainer, Part.EXAMS)
         steps = None if self._tuned else trainer.global_step
         with settled_statistics(pl_module.model, steps, trainer.datamodule) as statistics:
             taken = self.taken(pl_module.model, trainer.global_step)

@@ -33,6 +33,9 @@ class StreamData(L.LightningDataModule):
         workers: processes that fetch and decode, a rank; 0 does it in the training process.
         micro_batch: largest number of pairs that a device takes at once; None takes a rank's share of a batch at once.
 
+    Attributes:
+        skipped: always empty: pairs of a stream have no numbers. Here so that a run need not ask what its data is.
+
     Raises:
         ValueError: the global batch cannot be shared out evenly, or a checkpoint is of another number of processes.
     """
@@ -52,14 +55,17 @@ class StreamData(L.LightningDataModule):
         self.stream, self.batch_size, self.workers = stream, batch_size, workers
         self.preprocessing, self.augmentation = preprocessing, augmentation
         self.validation = find_shards(validation) if validation else []
+        self.skipped: list[tuple[int, int]] = []
         self._taken = 0
         self._positions: dict[int, Position] = {}
         self._saved: dict[str, Any] = {}
+        self._goes_on = False  # at the next beginning, whatever a checkpoint says
 
     def train_dataloader(self) -> Steps:
-        """From where the checkpoint stood, else from the beginning."""
-        if self._saved:
+        """From where the checkpoint stood, else from the beginning; after `skip`, from where the stream is."""
+        if self._saved and not self._goes_on:
             self._restore()
+        self._saved, self._goes_on = {}, False
         share = Share(rank(), world_size(), max(self.workers, 1), self._taken, self._positions)
         return Steps(self._loader(share), self.parts)
 
@@ -76,6 +82,20 @@ class StreamData(L.LightningDataModule):
         """This rank's pixels of the first training batches, by micro-batches, to measure batch-norm statistics on."""
         loader = self._loader(Share(rank(), world_size(), max(self.workers, 1)))
         return (batch.pixels.to(device) for batch in islice(loader, batches * self.parts))
+
+    def skip(self, first_step: int, last_step: int) -> dict[str, int]:
+        """Let the stream go on from where it is, though the weights go back to a checkpoint: its place is ignored once.
+
+        What links give cannot be asked for again, so all that was taken since that checkpoint does not come again, not
+        the steps alone. Step s is the one whose batch is taken while `trainer.global_step` is s; first and last are
+        included. To be called on every rank, with the same steps, after the fit has ended. A process that is ended
+        before it saves a checkpoint goes on from the old place.
+
+        Returns:
+            batches: how many steps these were.
+        """
+        self._goes_on = True
+        return {"batches": last_step - max(first_step, 0) + 1}
 
     def on_after_batch_transfer(self, batch: StepBatch | Batch, dataloader_index: int) -> StepBatch | Batch:
         """Note where the stream goes on, as a training batch is taken."""
@@ -104,7 +124,7 @@ class StreamData(L.LightningDataModule):
         self._saved = state_dict
 
     def _restore(self) -> None:
-        saved, self._saved = self._saved, {}
+        saved = self._saved
         now = {"ranks": world_size(), "workers": max(self.workers, 1)}
         if any(saved[name] != number for name, number in now.items()):
             raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from align_train import signals
 from align_train.corpus.images import Unusable
 from align_train.data.inspection.pairs import Spread, facts_of_counted, token_counts
 from align_train.data.own_pairs import report
@@ -145,6 +146,7 @@ def _seen(opened: OpenedPairs, spool: Spool, settings: CheckSettings, preprocess
     for name, held_out, rows, total in parts:
         bar = tqdm(rows(), desc=f"check {name}", unit="row", total=total, delay=3)
         for row, captions, future in looked_at(bar, settings.threads, settings.clean_captions, preprocessing.resize):
+            signals.check()
             seen.rows += 1
             named = replace(row, where=f"{row.where} (validation)") if held_out else row
             try:

@@ -1,0 +1,164 @@
+"""What all ranks do alike at a step's end, though only one may have the reason."""
+
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from align_train import signals
+from align_train.batch import StepBatch
+from align_train.distributed import Ballot, any_rank, rank
+from align_train.signals import Wish
+
+log = logging.getLogger(__name__)
+
+
+class NonFinite(FloatingPointError):
+    """The loss of a step is no number, or the weights after it are none.
+
+    Attributes:
+        step: updates that there were before it.
+    """
+
+    def __init__(self, step: int, says: str) -> None:
+        super().__init__(says)
+        self.step = step
+
+
+class Agreement(L.Callback):
+    """Ends a run after a signal, saves it by time, and ends it where a loss is no number; on all ranks at one step.
+
+    A signal only leaves a note (`align_train.signals`): saving wherever it finds the program would catch weights in the
+    middle of an update, and ranks in different places. With each step's loss the ranks share three numbers by one
+    all-reduce: what they were asked for, whether the loss is no number, and whether a save is due. The answer is read
+    at the step's end, when it has long been there; so a signal may take effect a step later. It must come before all
+    callbacks that save.
+
+    Args:
+        folder: where checkpoints go.
+        minutes: between two saves, by the first rank's clock; None for none by time.
+        clock: seconds.
+
+    Attributes:
+        asked: what the run was asked for, and ended because of.
+    """
+
+    def __init__(
+        self, folder: str | Path, minutes: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.asked = Wish.NOTHING
+        self._file, self._seconds, self._clock = Path(folder) / "last.ckpt", 60 * (minutes or math.inf), clock
+        self._saved_at = clock()
+        self._ballot: Ballot | None = None
+        self._keys: tuple[str, ...] = ()
+        self._loss = torch.zeros(())
+        self._process, self._before = os.getpid(), signal.getsignal(signal.SIGINT)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keep Lightning from two things of its own (2.6).
+
+        Its handler of SIGTERM asks the other ranks where the signal finds it, and hangs if they are elsewhere; and each
+        step waits for the first rank to say whether it had one.
+        """
+        trainer._signal_connector.register_signal_handlers = _nothing
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to Ctrl-C from here on; end here if a signal came before.
+
+        Raises:
+            Asked: on all ranks where one was.
+        """
+        self._before = signal.signal(signal.SIGINT, self._interrupted)
+        self._saved_at = self._clock()
+        numbers = torch.tensor([float(signals.wish())], device=pl_module.device)
+        if asked := Wish(int(Ballot(numbers).result()[0])):
+            raise signals.Asked(asked)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Remember which pairs are in this batch."""
+        self._keys = batch.keys
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Ask all ranks."""
+        self._loss = loss.detach()
+        due = rank() == 0 and self._clock() - self._saved_at >= self._seconds
+        known = torch.tensor([float(signals.wish()), float(due)], pin_memory=loss.is_cuda)
+        broken = (~torch.isfinite(self._loss)).float().reshape(1)
+        self._ballot = Ballot(torch.cat([known.to(loss.device, non_blocking=True), broken]))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Do what was agreed on.
+
+        Raises:
+            NonFinite: with step, keys and remedy, on all ranks where it is so on one.
+        """
+        assert self._ballot is not None
+        asked, due, broken = self._ballot.result()
+        if broken:
+            raise self._non_finite(trainer.global_step - 1)
+        ends = asked and trainer.global_step < trainer.max_steps
+        if due or ends:
+            trainer.save_checkpoint(self._file, weights_only=False)
+        if ends:
+            self.asked = Wish(int(asked))
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # or Lightning would validate before it stops
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The time until the next save begins anew, whoever saves.
+
+        Raises:
+            NonFinite: a weight is no number, on all ranks where it is so on one; nothing is saved.
+        """
+        self._saved_at = self._clock()
+        weights = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
+        wrong = next((name for name, value in weights.items() if not torch.isfinite(value).all()), "")
+        if any_rank(bool(wrong), pl_module.device):
+            raise NonFinite(
+                trainer.global_step - 1,
+                f"{wrong or 'a weight'} is not finite at step {trainer.global_step}: the gradient overflowed. No "
+                "checkpoint holds it. Lower optimizer.lr or set trainer.gradient_clip_val=1.0",
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give Ctrl-C back."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give Ctrl-C back."""
+        signal.signal(signal.SIGINT, self._before)
+
+    def _non_finite(self, step: int) -> NonFinite:
+        shown = ", ".join(self._keys[:8]) + (" ..." if len(self._keys) > 8 else "")
+        return NonFinite(
+            step,
+            f"the loss is {self._loss.item()} at step {step}; the {len(self._keys)} pairs of this rank's batch begin "
+            f"with {shown}. No checkpoint holds it. Lower optimizer.lr, lengthen schedule.warmup_steps, set "
+            "trainer.gradient_clip_val=1.0, or trainer.precision=32-true if this is a 16-bit run",
+        )
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a process that decodes; the training process will end it
+            return
+        if signals.wish():
+            raise KeyboardInterrupt
+        signals.ask(Wish.INTERRUPT)
+        log.warning("stopping after this step; press Ctrl-C again to end at once, without saving")
+
+
+def _nothing() -> None:
+    """In the place of what Lightning would do."""
