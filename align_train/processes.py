@@ -20,7 +20,7 @@ def is_first_process() -> bool:
 
 
 def until_first_process(look: Callable[[], T | None], make: Callable[[], T]) -> T:
-    """What `look` finds; where that is None, the first process of the job makes it while the others wait.
+    """What the first process of the job finds or makes, and the others find; they wait for it.
 
     Raises:
         signals.Asked: the program was asked to end meanwhile.

@@ -13,6 +13,8 @@ from conftest import drawn_image, drawn_pair
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import load_file
+from test_agreement import at_step
+from test_auto import Killed, killed
 from test_parts import bert, efficientnet
 from transformers import AlignModel
 
@@ -202,6 +204,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     run(copied, folder, "best.patience=9", f"resume={folder}")
     whole, resumed = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (done, folder))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert result(folder)["finetuning"]["points"] == result(done)["finetuning"]["points"]
+
+
+def test_one_command_begins_and_goes_on(
+    home: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    for step in (1, 3):  # before the first checkpoint, and after it
+        with monkeypatch.context() as patch:
+            at_step(step, killed, patch)
+            with pytest.raises(Killed):
+                run(home, folder, "resume=auto")
+        if step == 1:
+            with pytest.raises(ValueError, match=r"with the same settings .*resume=auto goes on"):
+                run(home, folder, "resume=auto", "check.validation_share=0.3")
+    run(home, folder, "resume=auto")
+    whole, parted = (read_checkpoint(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (done, folder))
+    assert all(torch.equal(whole[name], parted[name]) for name in whole)
     assert result(folder)["finetuning"]["points"] == result(done)["finetuning"]["points"]
 
 

@@ -28,6 +28,7 @@ class Attempt:
         process: number of it.
         job: `Job.whose`; empty outside of SLURM.
         turn: `Job.turn`.
+        launch: `Job.launch`.
         first_step: updates that it began from; None if training did not begin.
         reached: updates that it came to.
         ended: None while it goes on, and for ever if it was killed.
@@ -41,6 +42,7 @@ class Attempt:
     process: int
     job: Mapping[str, str] = field(default_factory=dict)
     turn: Sequence[int] = (0, 0)
+    launch: str = ""
     first_step: int | None = None
     reached: int | None = None
     ended: str | None = None
@@ -79,10 +81,10 @@ def read_attempts(folder: Path) -> list[Attempt]:
 
 def begin(folder: Path, job: Job | None) -> None:
     """Note the start of this process."""
-    whose, turn = (job.whose, job.turn) if job else ({}, [0, 0])
+    whose, turn, launch = (job.whose, job.turn, job.launch) if job else ({}, [0, 0], "")
     attempts = read_attempts(folder)
     _steps_file(folder).unlink(missing_ok=True)
-    write_attempts(folder, [*attempts, Attempt(_now(), socket.gethostname(), os.getpid(), whose, turn)])
+    write_attempts(folder, [*attempts, Attempt(_now(), socket.gethostname(), os.getpid(), whose, turn, launch)])
 
 
 @contextmanager
@@ -96,8 +98,9 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
         yield
         return
     with _alone(folder, job):
-        last = read_attempts(folder)[-1:]
-        if not last or (last[0].host, last[0].process) != (socket.gethostname(), os.getpid()):
+        here = (socket.gethostname(), os.getpid(), job.turn if job else [0, 0], None)
+        last = [(each.host, each.process, list(each.turn), each.ended) for each in read_attempts(folder)[-1:]]
+        if here not in last:
             begin(folder, job)
         _change(folder, most_failures=most_failures)
         try:

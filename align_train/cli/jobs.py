@@ -17,6 +17,7 @@ class Job:
         folder: where it was submitted.
         restart: times that the job was queued again before.
         step: number of the srun within the job.
+        launch: address and port of that srun, which all its processes are told.
     """
 
     cluster: str
@@ -26,6 +27,7 @@ class Job:
     folder: str
     restart: int
     step: int
+    launch: str = ""
 
     @classmethod
     def current(cls, environment: Mapping[str, str] = os.environ) -> "Job | None":
@@ -35,7 +37,8 @@ class Job:
         names = ("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_JOB_USER", "SLURM_SUBMIT_DIR")
         cluster, number, name, user, folder = (environment.get(each, "") for each in names)
         restart, step = (environment.get(each) or "0" for each in ("SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
-        return cls(cluster, number, name, user, folder, int(restart), int(step))
+        launch = ":".join(environment.get(each, "") for each in ("SLURM_LAUNCH_NODE_IPADDR", "SLURM_SRUN_COMM_PORT"))
+        return cls(cluster, number, name, user, folder, int(restart), int(step), launch)
 
     @property
     def whose(self) -> dict[str, str]:

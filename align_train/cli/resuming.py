@@ -30,7 +30,7 @@ def continued(overrides: Sequence[str]) -> list[str]:
         return merged(words)
     record = folder / ".hydra" / "overrides.yaml"
     if not kept or not record.is_file():
-        missing = record if kept else folder / "checkpoints" / "last.ckpt"
+        missing = folder / "checkpoints" / "last.ckpt" if record.is_file() else record
         raise FileNotFoundError(f"{missing} is missing: resume=... takes the folder of a run that saved a checkpoint")
     words = merged([*(str(word) for word in OmegaConf.load(record)), *words])
     # Every rank comes by here, and reads what others write: so the record is replaced whole, and Hydra writes none.

@@ -1,7 +1,7 @@
 """The folder of a job's run: the same at each of its starts, and never that of another job with its id."""
 
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 
 from align_train.cli.attempts import Attempt, begin, read_attempts
@@ -15,39 +15,39 @@ def folder_of(job: Job) -> Path:
     """outputs/slurm/NAME-NUMBER, or with -2, -3 ... where that is a stranger's.
 
     A folder is the job's if all starts noted in it are of this job, and came before this one. The first process notes
-    this start in it, and the others find it by that.
+    this start in it, and the others find it by that. What cannot be told from the job's own is the run of a job of the
+    same id, name, user, cluster and folder that had fewer starts, if this job was killed before it noted its first.
     """
-    return until_first_process(lambda: last_folder(job, job.step), lambda: _made(job))
+    return until_first_process(lambda: _begun(job), lambda: _made(job))
 
 
-def last_folder(job: Job, step: int | None = None) -> Path | None:
-    """The folder that this start of the job writes to, by any of its steps or by one; None where there is none."""
-    for folder in _existing(job):
-        for last in read_attempts(folder)[-1:]:
-            if last.job == job.whose and last.turn[0] == job.restart and step in (None, last.turn[1]):
-                return folder
-    return None
+def last_folder(job: Job) -> Path | None:
+    """The folder that this start of the job wrote to; None where it did not come to that."""
+    return _newest(job, lambda attempts: list(attempts[-1].turn)[:1] == [job.restart])
+
+
+def _begun(job: Job) -> Path | None:
+    turn = (job.turn, job.launch)
+    return _newest(job, lambda attempts: (list(attempts[-1].turn), attempts[-1].launch) == turn)
 
 
 def _made(job: Job) -> Path:
-    existing = list(_existing(job))
-    own = [folder for folder in existing if _is_own(read_attempts(folder), job)]
-    folder = own[-1] if own else _candidate(job, len(existing) + 1)
+    folder = _newest(job, lambda attempts: all(list(each.turn) < job.turn for each in attempts))
+    folder = folder or next(made for made in map(_named(job), count(1)) if not made.exists())
     begin(folder, job)
     return folder
 
 
-def _is_own(attempts: Sequence[Attempt], job: Job) -> bool:
-    return bool(attempts) and all(each.job == job.whose and list(each.turn) < job.turn for each in attempts)
+def _newest(job: Job, fits: Callable[[Sequence[Attempt]], bool]) -> Path | None:
+    """Of the folders in which only this job's starts, or those of one like it, are noted, the last that fits."""
+    existing = takewhile(Path.exists, map(_named(job), count(1)))
+    for folder in reversed(list(existing)):
+        attempts = read_attempts(folder)
+        if attempts and all(each.job == job.whose for each in attempts) and fits(attempts):
+            return folder
+    return None
 
 
-def _existing(job: Job) -> Iterator[Path]:
-    for number in count(1):
-        if not (folder := _candidate(job, number)).exists():
-            return
-        yield folder
-
-
-def _candidate(job: Job, number: int) -> Path:
+def _named(job: Job) -> Callable[[int], Path]:
     name = f"{job.name}-{job.number}".replace("/", "_")
-    return RUNS / (name if number == 1 else f"{name}-{number}")
+    return lambda number: RUNS / (name if number == 1 else f"{name}-{number}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from align_train import signals
 from align_train.batch import Batch, StepBatch
 from align_train.corpus.stream import CoyoStream, Position
 from align_train.data import Augmentation, EvaluationBatches, Steps, StreamedBatches, find_shards
@@ -148,4 +149,10 @@ class StreamData(L.LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if self.workers else None,
+            worker_init_fn=_leave_signals,
         )
+
+
+def _leave_signals(worker: int) -> None:
+    """A function, since it must be pickled where processes spawn."""
+    signals.work_to_the_end()

@@ -1,0 +1,264 @@
+"""Starts of a run: counted in its folder, whose folder that is, and when a SLURM job is not queued again."""
+
+import json
+import multiprocessing
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align_train.cli import again
+from align_train.cli.attempts import DONE, Attempt, attempt, begin, failures, read_attempts, write_attempts
+from align_train.cli.jobs import Job
+from align_train.cli.run_folders import folder_of, last_folder
+from align_train.engine import Heartbeat
+
+SLURM = {
+    "SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "b7", "SLURM_JOB_USER": "me",
+    "SLURM_SUBMIT_DIR": "/home/me", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0",
+}  # fmt: skip
+
+
+def job(restart: int = 0, **facts: str) -> Job:
+    made = Job.current({**SLURM, "SLURM_RESTART_COUNT": str(restart), **facts})
+    assert made is not None
+    return made
+
+
+def ended(reached: int | None, how: str = "", **more: Any) -> Attempt:
+    """An attempt of the job that came so far."""
+    first = None if reached is None else 0
+    return Attempt("2026-01-01", "node1", 1, job().whose, [0, 0], "", first, reached, "2026-01-01", how, **more)
+
+
+def fail(error: BaseException, folder: Path, steps: str) -> None:
+    (folder / "steps.txt").write_text(steps)
+    raise error
+
+
+@pytest.fixture
+def in_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Make this process one of a SLURM job's, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def enter(restart: int = 0, **facts: str) -> None:
+        for name, value in {**SLURM, "SLURM_RESTART_COUNT": str(restart), **facts}.items():
+            monkeypatch.setenv(name, value)
+
+    enter()
+    return enter
+
+
+def test_outside_of_slurm_there_is_no_job() -> None:
+    assert Job.current({"PATH": "/bin"}) is None
+    assert job(2).turn == [2, 0]
+
+
+def test_each_start_is_noted_with_how_it_ended(tmp_path: Path) -> None:
+    with attempt(tmp_path, job(), 3):
+        (tmp_path / "steps.txt").write_text("0 57     \n")
+    with pytest.raises(ValueError, match="wrong"), attempt(tmp_path, job(1), 3):
+        raise ValueError("wrong")
+    with pytest.raises(SystemExit), attempt(tmp_path, job(2), 3):
+        fail(SystemExit(75), tmp_path, "57 60\n")
+    with pytest.raises(RuntimeError), attempt(tmp_path, job(3), 3):
+        fail(RuntimeError("Connection closed by peer"), tmp_path, "60 61\n")
+    with pytest.raises(OSError, match="disk"), attempt(tmp_path, None, 3):
+        raise OSError("disk")
+    found = read_attempts(tmp_path)
+    assert [(each.first_step, each.reached, each.how, each.for_good) for each in found] == [
+        (0, 57, DONE, False),
+        (None, None, "ValueError: wrong", True),
+        (57, 60, "REQUEUE", False),
+        (60, 61, "RuntimeError: Connection closed by peer", False),
+        (None, None, "OSError: disk", False),
+    ]
+    assert [list(each.turn) for each in found] == [[0, 0], [1, 0], [2, 0], [3, 0], [0, 0]]
+    assert all(each.ended and each.most_failures == 3 for each in found)
+
+
+def test_an_attempt_that_was_killed_says_how_far_it_came(tmp_path: Path) -> None:
+    begin(tmp_path, job())
+    (tmp_path / "steps.txt").write_text("10 42\n")
+    assert [(each.reached, each.ended, each.told()) for each in read_attempts(tmp_path)] == [(42, None, "killed")]
+    begin(tmp_path, job(1))
+    assert [(each.first_step, each.reached) for each in read_attempts(tmp_path)] == [(10, 42), (None, None)]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "attempts.json").write_text('[{"began"')
+    with pytest.raises(ValueError, match=r"attempts\.json is damaged .*take it away"):
+        read_attempts(tmp_path)
+
+
+def hold(folder: Path, held: Any, go: Any) -> None:
+    with attempt(folder, None, 3):
+        held.set()
+        go.wait(60)
+
+
+def test_two_processes_are_not_at_one_run(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    held, go = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, go))
+    other.start()
+    try:
+        assert held.wait(60)
+        with (
+            pytest.raises(ValueError, match=r"another process is at the run .*end it, or name"),
+            attempt(tmp_path, job(), 3),
+        ):
+            pass
+        # but a job that was queued again does not wait for a node that no longer answers
+        write_attempts(tmp_path, [replace(read_attempts(tmp_path)[0], job=job().whose)])
+        with attempt(tmp_path, job(1), 3):
+            pass
+    finally:
+        go.set()
+        other.join()
+    with attempt(tmp_path, None, 3):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reached", "count"),
+    [([57], 1), ([57, 57], 2), ([57, 50, 57], 3), ([57, 58], 1), ([57, 57, 58, 58], 2), ([None, None], 2), ([], 0)],
+)
+def test_failures_count_from_where_the_run_last_came_further(reached: list[int | None], count: int) -> None:
+    assert len(failures([ended(step) for step in reached])) == count
+
+
+def test_a_stop_is_no_failure_and_forgives_none() -> None:
+    tries = [ended(57), ended(20, "REQUEUE"), ended(57, "RuntimeError: x"), ended(57, "END")]
+    assert [each.told() for each in failures(tries)] == ["killed", "RuntimeError: x"]
+    assert not failures([*tries, ended(58, "REQUEUE")])
+
+
+@pytest.mark.parametrize(
+    ("attempts", "status", "yes", "says"),
+    [
+        ([], 138, True, "SIGUSR1 came before training"),
+        ([], 1, False, "did not begin"),
+        ([ended(57, "REQUEUE")], 75, True, r"stopped at step 57 \(REQUEUE\)"),
+        ([ended(None, "REQUEUE")], 75, True, "before training"),
+        ([ended(57, "END")], 143, False, "END"),
+        ([ended(57, DONE)], 1, False, "is done"),
+        ([ended(None, "ValueError: x", for_good=True)], 1, False, "would fail again: ValueError: x"),
+        ([ended(57, most_failures=3)], 137, True, "failure 1 of at most 3 at step 57: killed"),
+        ([ended(57), ended(57), ended(56, most_failures=3)], 137, False, "3 attempts in a row ended at step 57 or"),
+        ([ended(None), ended(None, most_failures=2)], 1, False, "2 attempts in a row ended before training"),
+    ],
+)
+def test_again(attempts: list[Attempt], status: int, yes: bool, says: str) -> None:
+    told, why = again.verdict(attempts, status, job())
+    assert told == yes
+    assert re.search(says, why)
+
+
+def test_the_last_word_in_the_log(
+    in_job: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = folder_of(job())
+    with pytest.raises(SystemExit), attempt(folder, job(), 3):
+        raise SystemExit(75)
+    with pytest.raises(SystemExit) as end:
+        again.main(["75", "experiment=tiny", "resume=auto"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("again: yes, stopped before training (REQUEUE); run folder outputs/slurm")
+    in_job(1)
+    with pytest.raises(SystemExit) as end:
+        again.main(["1", "experiment=tiny"])
+    assert end.value.code == 1
+    assert "again: no, the run did not begin" in capsys.readouterr().out
+    with attempt(tmp_path / "own", job(1), 3):
+        pass
+    with pytest.raises(SystemExit) as end:
+        again.main(["1", f"hydra.run.dir={tmp_path / 'own'}"])
+    assert "the run is done; run folder" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="usage"):
+        again.main(["failed"])
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_has_one_folder_at_each_of_its_starts() -> None:
+    assert folder_of(job()) == Path("outputs/slurm/b7-7")
+    assert folder_of(job(1)) == Path("outputs/slurm/b7-7")
+    assert folder_of(job(1)) == Path("outputs/slurm/b7-7")  # another process of the same start
+    assert len(read_attempts(Path("outputs/slurm/b7-7"))) == 2
+    assert last_folder(job(1)) == Path("outputs/slurm/b7-7")
+    assert last_folder(job(2)) is None
+
+
+@pytest.mark.usefixtures("in_job")
+@pytest.mark.parametrize("facts", [{}, {"SLURM_CLUSTER_NAME": "other"}, {"SLURM_JOB_USER": "you"}])
+def test_a_stranger_with_the_same_id_has_another_folder(facts: dict[str, str]) -> None:
+    """Job ids come again: with the same name and user, the first start of the second job says that it is another."""
+    folder_of(job())
+    folder_of(job(1))
+    facts = {**facts, "SLURM_SRUN_COMM_PORT": "9"}
+    assert folder_of(job(0, **facts)) == Path("outputs/slurm/b7-7-2")
+    assert folder_of(job(1, **facts)) == Path("outputs/slurm/b7-7-2")
+    assert len(read_attempts(Path("outputs/slurm/b7-7"))) == 2
+
+
+def test_a_rank_does_not_take_a_strangers_folder_for_that_of_its_first(
+    in_job: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the stranger had the same turn, and the first process has not come to note this one."""
+    folder_of(job(1, SLURM_SRUN_COMM_PORT="1111"))
+    in_job(1, SLURM_PROCID="1")
+    mine = job(1, SLURM_SRUN_COMM_PORT="2222")
+    monkeypatch.setattr("align_train.processes.time.sleep", lambda seconds: begin(Path("outputs/slurm/b7-7-2"), mine))
+    assert folder_of(mine) == Path("outputs/slurm/b7-7-2")
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_folder_that_nobody_noted_anything_in_is_no_jobs() -> None:
+    Path("outputs/slurm/b7-7").mkdir(parents=True)
+    assert folder_of(job(3)) == Path("outputs/slurm/b7-7-2")
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_that_slurm_itself_queues_again_ends_after_as_many_failures(tmp_path: Path) -> None:
+    for restart in range(2):
+        begin(tmp_path, job(restart))  # and the node is gone
+    with attempt(tmp_path, job(2), 3), (tmp_path / "steps.txt").open("w") as file:
+        file.write("0 5")
+    for restart in range(3, 6):
+        begin(tmp_path, job(restart))
+    with (
+        pytest.raises(ValueError, match=r"3 attempts .*before training began .*failures=3"),
+        attempt(tmp_path, job(6), 3),
+    ):
+        pass
+    with attempt(tmp_path, job(0, SLURM_JOB_ID="8"), 3):  # another job tries anew
+        pass
+
+
+def test_other_ranks_note_nothing(in_job: Callable[..., None], tmp_path: Path) -> None:
+    in_job(SLURM_PROCID="1")
+    with attempt(tmp_path / "run", job(), 3):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_heartbeat_says_where_training_began_and_where_it_is(tmp_path: Path) -> None:
+    class Trainer:
+        global_step = 1000
+
+    trainer, heart = Trainer(), Heartbeat(tmp_path)
+    heart.on_train_start(trainer, None)  # type: ignore[arg-type]
+    trainer.global_step = 1001
+    heart.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+    begun = [Attempt("", "", 0)]
+    write_attempts(tmp_path, begun)
+    assert (read_attempts(tmp_path)[0].first_step, read_attempts(tmp_path)[0].reached) == (1000, 1001)
+    heart.on_exception(trainer, None, ValueError())  # type: ignore[arg-type]
+    trainer.global_step = 900  # back to a checkpoint
+    heart.on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert (read_attempts(tmp_path)[0].first_step, read_attempts(tmp_path)[0].reached) == (1000, 900)
+    heart.on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "attempts.json").read_text())[0]["reached"] is None
