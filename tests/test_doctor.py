@@ -1,4 +1,7 @@
-"""`align-train doctor`: what it finds in corpora that are counted by hand, what it calls wrong, and its picture."""
+"""`align-train doctor`: what it finds in corpora that are counted by hand, what it calls wrong, and its picture.
+
+What it finds of the machine: test_doctor_machine.py.
+"""
 
 import itertools
 import json
@@ -352,7 +355,7 @@ def doctor(tmp_path, monkeypatch, capsys):
     """Runs the command; its exit code, what it said, and doctor.json."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["align-train"])
-    small = ["data.batch_size=4", "data.workers=0", "model=align_tiny", "hydra.run.dir=out"]
+    small = ["data.batch_size=4", "data.workers=0", "model=align_tiny", "machine=false", "hydra.run.dir=out"]
 
     def run(*words):
         GlobalHydra.instance().clear()

@@ -38,7 +38,7 @@ VERBS = {
         ),
     ),
     "doctor": Verb(
-        "check what training would read, without training: shards, images, captions, speed, and a sheet of samples",
+        "check what training would read and run on, without training: shards, images, captions, speed, and the machines",
         (
             "align-train doctor",
             "align-train doctor data=shards data.train.pairs.shards=shards/sample/emoji/shards model=align_tiny",

@@ -1,4 +1,4 @@
-"""`align-train doctor`: check what training would read, without training."""
+"""`align-train doctor`: check what training would read and run on, without training."""
 
 import json
 import sys
@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from align_train.cli.doctor_report import report
+from align_train.cli.doctor.data_report import report
+from align_train.cli.doctor.machine import Machine, look_at_machine
+from align_train.cli.doctor.machine_report import machine_report
+from align_train.cli.doctor.ranks import join_ranks
+from align_train.cli.doctor.verdict import machine_faults, machine_notes
 from align_train.cli.hydra_app import told
 from align_train.data import BatchPlans, Loader, Opener, Order, OrderSettings, PairReader, Reading, Source, read_sources
 from align_train.data.inspection.pairs import Sampling, Seen, caption_facts, pair_facts, read_pairs, repeats
@@ -27,18 +31,35 @@ from align_train.data.inspection.sources import (
 )
 from align_train.data.inspection.verdict import Findings, epochs, faults, notes
 from align_train.data.opening import counted_not_told
+from align_train.distributed import on_all_ranks, on_rank_zero, rank
 from align_train.files import atomic_write
 from align_train.records import Preprocessing
 
 
 def doctor(config: DictConfig) -> None:
-    """Look at every source, measure the speed, print a report, write doctor.json and contact_sheet.png.
+    """Look at the machine, on all ranks, and at every source; print a report, write doctor.json and contact_sheet.png.
 
     Exits with 1 where training would stop, or lose more than data.reading.max_quarantined.
     """
     check_settings(config)
     reading: Reading = instantiate(config.data.get("reading")) or Reading()
-    sources = read_sources(instantiate(config.data.train, _convert_="all"), reading.cache)
+    device = join_ranks(config)
+    sources = on_all_ranks(
+        lambda: read_sources(instantiate(config.data.train, _convert_="all"), reading.cache) if rank() == 0 else []
+    )
+    machine = look_at_machine(config, sources, reading, device) if config.machine else None
+    if on_rank_zero(lambda: look_at_data(config, sources, reading, machine)):
+        sys.exit(1)
+
+
+def look_at_data(config: DictConfig, sources: Sequence[Source], reading: Reading, machine: Machine | None) -> list[str]:
+    """Look at every source, measure the speed, say and write that and what is known of the machine.
+
+    Returns:
+        What is wrong with either.
+    """
+    if machine is not None:
+        print(machine_report(machine), flush=True)
     sampling = Sampling(
         preprocessing=Preprocessing(**config.model.preprocessing),
         augmentation=instantiate(config.data.augmentation),
@@ -57,7 +78,10 @@ def doctor(config: DictConfig) -> None:
     if counts := OmegaConf.select(config, "data.order.samples_per_epoch"):
         sequences = {"all": Epoch(counts, 1.0)}
     hints = notes(found, sampling.preprocessing.max_tokens)
+    if machine is not None:
+        wrong, hints = machine_faults(machine) + wrong, machine_notes(machine) + hints
     result = {
+        "machine": machine and asdict(machine),
         "sources": {name: asdict(facts) for name, facts in found.items()},
         "speed": speed and asdict(speed) | {"epoch_seconds": speed.epoch_seconds(sequences)},
         "wrong": wrong,
@@ -68,8 +92,7 @@ def doctor(config: DictConfig) -> None:
     for said in [*(f"note: {hint}" for hint in hints), *(f"wrong: {fault}" for fault in wrong)]:
         print(said)
     print(f"doctor.json and contact_sheet.png in {config.folder}")
-    if wrong:
-        sys.exit(1)
+    return wrong
 
 
 class Look(NamedTuple):
@@ -88,10 +111,15 @@ def check_settings(config: DictConfig) -> None:
             "data=coyo_stream has no shards to look at: try its rules with `align-train prepare source=coyo "
             "dry_run=true source.metadata=... source.folder=...`, or prepare shards and give data=shards"
         )
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {config.device!r}; give auto, cpu or cuda")
     for key in ("shards", "opened", "pairs", "data.batch_size"):
         value = OmegaConf.select(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    mb = config.gather_mb
+    if mb is not None and (isinstance(mb, bool) or not isinstance(mb, int | float) or not mb > 0):
+        raise ValueError(f"gather_mb is {mb!r}; give a number of megabytes over 0, or null")
     if isinstance(config.seconds, bool) or not isinstance(config.seconds, int | float) or not config.seconds > 0:
         raise ValueError(f"seconds is {config.seconds!r}; give a time over 0")
 
