@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: train test notebooks check format clean
+.PHONY: train test slurm notebooks check format clean
 
 train: $(READY) ## the sample corpus: prepare, train, evaluate, export
 	$(BIN)/align-train prepare
@@ -14,6 +14,9 @@ train: $(READY) ## the sample corpus: prepare, train, evaluate, export
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+slurm: $(READY) ## run the tests on a Slurm cluster that they start on this machine; for root, with Slurm installed
+	$(BIN)/pytest tests/slurm -rs
 
 notebooks: $(READY) ## run the notebooks from the first cell to the last
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python notebooks/execute.py

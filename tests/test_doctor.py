@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from reading import FULL, NONE, SMALL, pair_members, sources, write_tar
 
-import align_train.cli.doctor
+import align_train.cli.doctor.verb
 from align_train.cli import main
 from align_train.data import inspection, read_sources
 from align_train.data.inspection.pairs import Sampling, Spread, caption_facts, pair_facts, read_pairs, repeats
@@ -530,7 +530,7 @@ def test_what_a_worker_process_stops_at_is_one_line(doctor, make_shards, monkeyp
     told = (
         "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent ...):\nOSError: a disk: gone\n"
     )
-    monkeypatch.setattr(align_train.cli.doctor, "measure_speed", raising(OSError(told)))
+    monkeypatch.setattr(align_train.cli.doctor.verb, "measure_speed", raising(OSError(told)))
     code, _, result = doctor("data=shards", "data.train.pairs.shards=shards")
     assert (code, result["wrong"], result["speed"]) == (1, ["reading stopped: a disk: gone"], None)
 
@@ -546,7 +546,7 @@ def test_the_speed_is_that_of_the_configured_workers(doctor, make_shards, use):
 def test_batches_are_smaller_where_reading_takes_long(doctor, make_shards, monkeypatch):
     make_shards(40, 8)
     clock = itertools.count()
-    monkeypatch.setattr(align_train.cli.doctor.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(align_train.cli.doctor.verb.time, "perf_counter", lambda: float(next(clock)))
     _, _, result = doctor("data=shards", "data.train.pairs.shards=shards", "seconds=0.2")
     assert result["speed"]["batch_size"] == 2  # 40 pairs a second, 0.2 seconds, 4 batches
     assert result["speed"]["batches"] == 3

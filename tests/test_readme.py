@@ -181,10 +181,11 @@ def test_link(target: Path) -> None:
 
 
 def _run_script(script: Path, overrides: list[str]) -> None:
-    """Run an sbatch script with Slurm's variables and an srun that runs its command once, here."""
+    """Run slurm/train.sbatch with Slurm's variables and an srun that runs its command once, here; see tests/slurm."""
     tools = Path("tools").absolute()
     tools.mkdir(exist_ok=True)
-    (tools / "srun").write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    (tools / "srun").write_text('#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n')
+    (tools / "scontrol").write_text(f"#!/bin/sh\necho '   Command={script} name=value'\n")
     (tools / "align-train").write_text(f'#!/bin/sh\nexec {sys.executable} -m align_train "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)

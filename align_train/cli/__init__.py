@@ -38,7 +38,7 @@ VERBS = {
         ),
     ),
     "doctor": Verb(
-        "check what training would read and run on, without training: shards, images, captions, speed, and the machines",
+        "check what training would read and run on, without training: shards, captions, speed, machines",
         (
             "align-train doctor",
             "align-train doctor data=shards data.train.pairs.shards=shards/sample/emoji/shards model=align_tiny",

@@ -44,8 +44,9 @@ def verdict(attempts: Sequence[Attempt], status: int, job: Job) -> tuple[bool, s
         return False, "the run did not begin: the reason stands above"
     last, failed = attempts[-1], failures(attempts)
     if not last.failed:
+        # after an END, a scancel would have ended the script too that asks here: room was to be made
         told = "the run is done" if last.how == DONE else f"stopped{_where(last)} ({last.how})"
-        return last.how == Wish.REQUEUE.name, told
+        return last.how in (Wish.REQUEUE.name, Wish.END.name), told
     if last.for_good:
         return False, f"it would fail again: {last.how}"
     if len(failed) >= (last.most_failures or 1):

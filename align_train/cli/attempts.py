@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 
 from align_train.cli.jobs import Job
 from align_train.files import atomic_write
@@ -57,7 +58,7 @@ class Attempt:
 
     def told(self) -> str:
         """How it ended, in few words."""
-        return self.how or "killed"
+        return shorten(self.how, 200, placeholder=" ...") or "killed"
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -111,6 +112,13 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
             _change(folder, ended=_now(), how=how, for_good=for_good)
             raise
         _change(folder, ended=_now(), how=DONE)
+
+
+def end_unsettled(folder: Path, status: object) -> None:
+    """Note that what `begin` had noted came to an end before there were settings."""
+    last = read_attempts(folder)[-1:]
+    if is_first_process() and last and last[0].ended is None and last[0].process == os.getpid():
+        _change(folder, ended=_now(), how=f"no settings, exit status {status}", for_good=True)
 
 
 def failures(attempts: Sequence[Attempt]) -> list[Attempt]:

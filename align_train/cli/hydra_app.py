@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align_train import signals
-from align_train.cli.attempts import attempt
+from align_train.cli.attempts import attempt, end_unsettled
 from align_train.cli.jobs import Job
-from align_train.cli.resuming import continued
+from align_train.cli.resuming import FOLDER, continued, value_of
 from align_train.shipped import config_folder
 
 # What a user can cause; everything else is a defect, and shows its traceback.
@@ -48,7 +48,11 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
         _fail(verb, error)
     function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
 
+    entered = False
+
     def task(config: DictConfig) -> None:
+        nonlocal entered
+        entered = True
         sys.argv = [program, verb, *overrides]  # what Lightning starts further local ranks with
         try:
             check_complete(config)
@@ -68,6 +72,10 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
     sys.argv = [program, *composed]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
+    except SystemExit as end:
+        if not entered and (folder := value_of(composed, FOLDER)):
+            end_unsettled(Path(folder), end.code)
+        raise
     finally:
         sys.argv = given
 
