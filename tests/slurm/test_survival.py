@@ -73,7 +73,8 @@ def held(job: Job, pace: Pace, step: int, number: int, place: str = "forward") -
 def test_a_training_survives_whatever_happens_to_its_job(
     cluster: Cluster, submit: Submit, pace: Pace, undisturbed: list[tuple[int, str]], tmp_path: Path
 ) -> None:
-    job = submit(tmp_path, "checkpoint_every=4", "recovery.failures=2", options=(*TWO_NODES, "--partition=low"))
+    words = ("checkpoint_every=4", "recovery.failures=2", "data.workers=1", "logger=wandb")
+    job = submit(tmp_path, *words, options=(*TWO_NODES, "--partition=low"))
     run = run_of(job)
     pace.hold(5, 1)
 
@@ -100,6 +101,7 @@ def test_a_training_survives_whatever_happens_to_its_job(
     pace.hold(14, 0)
     cluster.set_node("node2", "DOWN")
     job.wait_until(lambda: job.state().restarts == 3, 60, "its third restart")
+    job.wait_until(lambda: not job.processes(0) + job.processes(1), 60, "the end of its processes")
     pace.release(13)
     cluster.set_node("node2", "RESUME")
 
@@ -131,6 +133,7 @@ def test_a_training_survives_whatever_happens_to_its_job(
     assert job.state().restarts == len(attempts) - 1 == 6
     assert [each.first_step for each in attempts] == [0, 6, 10, 12, 15, 16, 22]
     assert len(re.findall("again: yes", job.text())) == 4  # the others were Slurm's doing
+    assert len({path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}) == 1
 
 
 def test_another_number_of_nodes_goes_on_with_the_same_pairs(
