@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,13 @@ def test_all_parts_of_a_run_have_one_id(tiny_run: Overrides, monkeypatch: pytest
     assert (other / "run_id").read_text() != number
 
 
-def test_a_new_run_in_an_old_folder_takes_nothing_over(tiny_run: Overrides) -> None:
-    words = tiny_run()
+def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(tiny_run: Overrides) -> None:
+    words = tiny_run("run", "max_steps=3", "data.validation=null")
     folder = run(words)
-    (folder / "skipped.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"run holds a run already: go on with resume=.*, or name another folder"):
+        run(words)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "skipped.json").write_text("what another run had left out")
     before = rows(folder)
     run(words)
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in before]

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.models import build_model
 from align_train.cli.train import train
-from align_train.engine import Contrastive, Execution
+from align_train.engine import Contrastive, Execution, Recovery
 from align_train.engine.split import Split
 from align_train.models import Align
 from align_train.models.memory import memory_of, virtual_batch
@@ -193,3 +193,14 @@ def test_execution_of_a_recipe_encodes_sixteen_captions_a_chunk(name: str) -> No
     assert isinstance(execution, Execution)
     assert execution.micro_batch == 16 * execution.text_chunks
     assert {execution.compile_vision, execution.compile_text} == {False}
+
+
+@every_recipe
+def test_a_job_of_any_number_of_nodes_composes(name: str) -> None:
+    """What slurm/train.sbatch adds to a recipe."""
+    given = ("resume=auto", "trainer.num_nodes=64", "trainer.devices=8", "step.micro_batch=null")
+    for trainer in ((), ("trainer=nodes",)):
+        config = recipe(name, *trainer, *given)
+        assert (config.trainer.num_nodes, config.trainer.devices, config.resume) == (64, 8, "auto")
+        assert isinstance(instantiate(config.recovery), Recovery)
+    assert config.data.batch_size % 512 == 0

@@ -1,6 +1,7 @@
 """What a run's settings must hold before anything is built."""
 
 import re
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +28,13 @@ def check_lengths(config: DictConfig) -> None:
             f"trainer.strategy is {name}, which this program does not know how to shard its towers with: choose "
             "trainer=sharded, or DDP with step.micro_batch and model.gradient_checkpointing=true"
         )
+
+
+def check_unused(config: DictConfig) -> None:
+    """Raise ValueError where a run that is begun would find the checkpoints of another in its folder."""
+    folder = Path(config.folder)
+    if config.resume is None and any((folder / "checkpoints").glob("*.ckpt")):
+        raise ValueError(f"{folder} holds a run already: go on with resume={folder}, or name another folder")
 
 
 def is_of_exam(metric: str) -> bool:

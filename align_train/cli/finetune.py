@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from align_train.cli.adapting import adapt, estimates
-from align_train.cli.checks import check_best, check_lengths
+from align_train.cli.checks import check_best, check_lengths, check_unused
 from align_train.cli.exporting import export_model, push_where_asked
 from align_train.cli.fitting import Fitted, fit
 from align_train.cli.mixing import Mixture, mix
@@ -37,6 +37,7 @@ def finetune(config: DictConfig) -> None:
     forgetting = check_settings(config)
     folder = Path(config.folder)
     torch.manual_seed(config.seed)
+    check_unused(config)
     check_folder(config)
     resumed = checkpoint_to_resume(config)
     start = adapt(config, kept_start(config, resumed) if resumed else load_start(config.start))
@@ -85,8 +86,6 @@ def check_folder(config: DictConfig) -> None:
     folder = Path(config.folder)
     if config.resume not in (None, AUTO) or not is_first_process():
         return
-    if config.resume is None and (folder / "checkpoints" / "last.ckpt").is_file():
-        raise ValueError(f"{folder} holds a run already: go on with resume={folder}, or name another folder")
     if not (folder / "pairs" / "findings.json").is_file():
         return
     asked = folder / "pairs" / ASKED

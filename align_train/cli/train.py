@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from align_train.cli.checks import check_best, check_lengths
+from align_train.cli.checks import check_best, check_lengths, check_unused
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.fitting import fit
 from align_train.cli.models import build_model, load_model
@@ -21,6 +21,7 @@ def train(config: DictConfig) -> None:
     """Build, fit, score, export."""
     check_lengths(config)
     check_best(config)
+    check_unused(config)
     torch.manual_seed(config.seed)
     model = build_model(config.model)
     fitted = fit(config, model, checkpoint_to_resume(config))
