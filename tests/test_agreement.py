@@ -18,7 +18,7 @@ from test_resume import result, rows, run
 
 from align_train import signals
 from align_train.batch import StepBatch
-from align_train.cli import fitting
+from align_train.cli import trainers
 from align_train.distributed import Ballot, rank
 from align_train.engine import Agreement, AlignTraining, NonFinite, Recovery, read_checkpoint, read_skipped
 from align_train.signals import Wish
@@ -125,7 +125,7 @@ def test_the_first_ranks_clock_saves_between_the_steps_that_do(
     tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, saved = [0.0], list[int]()
-    monkeypatch.setattr(fitting, "Agreement", partial(Agreement, clock=lambda: now[0]))
+    monkeypatch.setattr(trainers, "Agreement", partial(Agreement, clock=lambda: now[0]))
     plain = L.Trainer.save_checkpoint
 
     def save(self: L.Trainer, *given: Any, **named: Any) -> None:

@@ -147,7 +147,7 @@ def test_a_job_is_stopped_and_goes_on_by_the_same_command(
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "b7", "SLURM_CLUSTER_NAME": "c", "SLURM_RESTART_COUNT": "0"}
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("align_train.cli.fitting.plugins", list)  # Lightning would ask for the rest of a job
+    monkeypatch.setattr("align_train.cli.trainers.plugins", list)  # Lightning would ask for the rest of a job
     words = ["train", *(word for word in tiny_run() if not word.startswith(("folder=", "hydra."))), "resume=auto"]
     with monkeypatch.context() as patch:
         at_step(2, lambda: signals.ask(Wish.REQUEUE), patch)
