@@ -3,6 +3,7 @@
 Shapes: b rows on this rank, B = b x world_size rows in all, D columns.
 """
 
+import atexit
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,6 +23,13 @@ T = TypeVar("T")
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@atexit.register
+def leave() -> None:
+    """Leave the other processes, if there are any: gloo's threads abort a process that ends with them, now and then."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -122,6 +130,7 @@ class Ballot:
             self._there.synchronize()
         elif self._pending is not None:
             self._pending.wait()
+        self._pending = None  # what a process still holds of it at its end is taken down too late
         return cast(list[float], self._result.tolist())
 
 

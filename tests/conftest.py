@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from align_train.corpus.shards import write_shards
+from align_train.distributed import leave
 from align_train.records import Pair
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def _rank(number: int, port: int, method: str, work: Callable[..., None], given:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine without a network has no other
     for place, name, value in changes():
         setattr(place, name, value)
-    work(number, *given)
+    try:
+        work(number, *given)
+    finally:
+        leave()
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ class Agreement(L.Callback):
         """
         assert self._ballot is not None
         asked, due, broken = self._ballot.result()
+        self._ballot = None
         if broken:
             raise self._non_finite(trainer.global_step - 1)
         ends = asked and trainer.global_step < trainer.max_steps
