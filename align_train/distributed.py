@@ -208,6 +208,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
+def own_part(value: Tensor) -> Tensor:
+    """What this rank has of a tensor that may be dealt out."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def gathered(value: Any) -> Any:
     """A dealt-out tensor whole, on the CPU of rank 0 (None on others); anything else as it is. All ranks must call."""
     if not isinstance(value, DTensor):

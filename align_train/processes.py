@@ -19,6 +19,20 @@ def is_first_process() -> bool:
     return all(int(os.environ.get(name) or 0) == 0 for name in numbers)
 
 
+def check_job_name() -> None:
+    """Raise ValueError where srun has started several ranks, and Lightning would train each alone for its job's name.
+
+    Lightning believes that jobs named bash or interactive are shells, from which single processes are started.
+    """
+    name = os.environ.get("SLURM_JOB_NAME")
+    several = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS") or 1) > 1
+    if several and name in ("bash", "interactive"):
+        raise ValueError(
+            f"the job's name is {name}, and Lightning takes no notice of Slurm in jobs of that name, in training too: "
+            "give srun --job-name=align"
+        )
+
+
 def until_first_process(look: Callable[[], T | None], make: Callable[[], T]) -> T:
     """What the first process of the job finds or makes, and the others find; they wait for it.
 

@@ -27,8 +27,8 @@ class Wish(IntEnum):
 class Asked(SystemExit):
     """The program was asked to end, and does, before there is anything to save."""
 
-    def __init__(self, wish: Wish) -> None:
-        super().__init__(wish.status)
+    def __init__(self, wish: Wish, status: int | None = None) -> None:
+        super().__init__(wish.status if status is None else status)
         self.wish = wish
 
 

@@ -20,7 +20,8 @@ from align_train import signals
 from align_train.batch import StepBatch
 from align_train.cli import trainers
 from align_train.distributed import Ballot, rank
-from align_train.engine import Agreement, AlignTraining, NonFinite, Recovery, read_checkpoint, read_skipped
+from align_train.engine import Agreement, AlignTraining, NonFinite, Recovery, budget, read_checkpoint, read_skipped
+from align_train.models.memory import memory_of
 from align_train.signals import Wish
 
 Overrides = Callable[..., list[str]]
@@ -182,13 +183,14 @@ def some_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MORE = ("max_steps=5", "data.batch_size=8", "checkpoint_every=2", "data.validation=null", "recovery.skipped_steps=1",
-        "data.order.shuffle_shards=4", "model.text.dropout=0.1")  # fmt: skip
+        "data.order.shuffle_shards=4", "model.text.dropout=0.1", "model.vision.stochastic_depth=0.5")  # fmt: skip
 
 
 @pytest.mark.usefixtures("some_are_broken")
 def test_a_run_goes_back_and_on_without_the_pairs_that_broke_it(
     tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(budget, "memory_of", memory_of)  # which looks at what the broken step has left in the model
     words = tiny_run("run", *MORE, "recovery.rollbacks=5")
     folder = run(words)
     skipped = read_skipped(folder)
@@ -218,9 +220,27 @@ def test_a_loss_that_never_is_a_number_ends_the_run(tiny_run: Overrides, monkeyp
     monkeypatch.setattr(AlignTraining, "training_step", AlignTraining.training_step)
     break_some(bad={drawn_pair(number).key for number in range(64)})
     words = tiny_run("run", *MORE, "recovery.rollbacks=2")
-    with pytest.raises(FloatingPointError, match=r"for the 3th time \(recovery.rollbacks=2\)"):
+    with pytest.raises(FloatingPointError, match=r"gone back 2 times before \(recovery.rollbacks=2\)"):
         run(words)
     assert [each.rolled_back_to for each in read_skipped(folder_of(words))] == [0, 0]
+
+
+def test_weights_that_the_last_step_broke_are_gone_back_from_too(
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, broken = AlignTraining.optimizer_step, list[int]()
+
+    def optimizer_step(self: AlignTraining, *given: Any, **named: Any) -> None:
+        plain(self, *given, **named)
+        if self.trainer.global_step == 4 and not broken:
+            broken.append(5)
+            torch.nn.init.constant_(next(self.model.parameters()), float("inf"))
+
+    monkeypatch.setattr(AlignTraining, "optimizer_step", optimizer_step)
+    folder = run(tiny_run("run", *MORE))
+    assert [(each.last_step, each.rolled_back_to) for each in read_skipped(folder)] == [(4, 4)]
+    assert "is not finite at step 5" in read_skipped(folder)[0].reason
+    assert result(folder)["steps"] == 5
 
 
 def two(number: int, words: list[str]) -> None:

@@ -18,7 +18,7 @@ from align_train.engine import Heartbeat
 
 SLURM = {
     "SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "b7", "SLURM_JOB_USER": "me",
-    "SLURM_SUBMIT_DIR": "/home/me", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0",
+    "SLURM_SUBMIT_DIR": "/home/me", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_SRUN_COMM_PORT": "1",
 }  # fmt: skip
 
 
@@ -140,12 +140,17 @@ def test_a_stop_is_no_failure_and_forgives_none() -> None:
 @pytest.mark.parametrize(
     ("attempts", "status", "yes", "says"),
     [
-        ([], 138, True, "SIGUSR1 came before training"),
         ([], 1, False, "did not begin"),
+        ([ended(None, "killed by SIGUSR1")], 138, True, "failure 1 of at most 3 before training: killed by SIGUSR1"),
+        ([ended(None, most_failures=2), ended(None)], 138, False, "2 attempts in a row ended before training"),
         ([ended(57, "REQUEUE")], 75, True, r"stopped at step 57 \(REQUEUE\)"),
         ([ended(None, "REQUEUE")], 75, True, "before training"),
         ([ended(57, "END")], 143, True, "END"),
         ([ended(57, "INTERRUPT")], 130, False, "INTERRUPT"),
+        ([ended(57, "REQUEUE")] * 10, 75, True, "at step 57"),
+        ([ended(57, "REQUEUE")] * 11, 75, False, "10 starts in a row came no further; give more time"),
+        ([ended(None, "REQUEUE")] * 10, 75, False, "10 starts in a row"),
+        ([*[ended(57, "REQUEUE")] * 10, ended(58, "REQUEUE")], 75, True, "at step 58"),
         ([ended(57, DONE)], 1, False, "is done"),
         ([ended(None, "ValueError: x", for_good=True)], 1, False, "would fail again: ValueError: x"),
         ([ended(57, most_failures=3)], 137, True, "failure 1 of at most 3 at step 57: killed"),
@@ -181,6 +186,64 @@ def test_the_last_word_in_the_log(
     assert "the run is done; run folder" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="usage"):
         again.main(["failed"])
+
+
+@pytest.mark.parametrize("named", [[], ["hydra.run.dir=own"]])
+def test_starts_that_sigusr1_killed_before_python_are_counted(
+    in_job: Callable[..., None], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = []
+    for restart in range(3):
+        in_job(restart)
+        with pytest.raises(SystemExit) as end:
+            again.main(["138", "resume=auto", *named])
+        ends.append(end.value.code)
+    assert ends == [0, 0, 1]
+    assert "again: no, 3 attempts in a row ended before training began (killed by SIGUSR1" in capsys.readouterr().out
+
+
+def test_an_error_is_not_replaced_by_the_full_disk_that_keeps_it_from_being_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def trained() -> None:
+        monkeypatch.setattr("align_train.cli.attempts.write_attempts", full)
+        raise RuntimeError("first")
+
+    with pytest.raises(RuntimeError, match="first"), attempt(tmp_path, None, 3):
+        trained()
+    assert "No space left on device" in caplog.text
+
+
+@pytest.mark.usefixtures("in_job")
+def test_without_srun_a_first_start_takes_no_folder_for_its_own() -> None:
+    alone = job(SLURM_SRUN_COMM_PORT="")
+    assert folder_of(alone) == Path("outputs/slurm/b7-7")
+    assert folder_of(alone) == Path("outputs/slurm/b7-7-2")  # a job of the same id, after Slurm's records were wiped
+    assert folder_of(job(1, SLURM_SRUN_COMM_PORT="")) == Path("outputs/slurm/b7-7-2")
+
+
+def test_without_srun_further_processes_need_the_folder(in_job: Callable[..., None]) -> None:
+    in_job(SLURM_PROCID="1")
+    with pytest.raises(ValueError, match=r"job 7 share no srun .* give hydra\.run\.dir"):
+        folder_of(job(SLURM_SRUN_COMM_PORT=""))
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_look_at_the_folder_notes_nothing() -> None:
+    assert folder_of(job(), looks=True) == Path("outputs/slurm/b7-7")
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.usefixtures("in_job")
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("a/b", "a_b-7"), ("${x}", "__x_-7"), ("é 1", "é_1-7"), ('"\\', "__-7"), ("lr=0.1", "lr=0.1-7")],
+)
+def test_a_jobs_name_becomes_that_of_a_folder(name: str, folder: str) -> None:
+    assert folder_of(job(SLURM_JOB_NAME=name), looks=True) == Path("outputs/slurm") / folder
 
 
 @pytest.mark.usefixtures("in_job")

@@ -18,7 +18,7 @@ from align_train import signals
 from align_train.cli import main
 from align_train.cli.attempts import read_attempts
 from align_train.cli.resuming import continued
-from align_train.engine import newest_checkpoint, read_checkpoint
+from align_train.engine import AlignTraining, Examination, newest_checkpoint, read_checkpoint
 from align_train.signals import Wish
 
 Overrides = Callable[..., list[str]]
@@ -48,9 +48,67 @@ def test_the_same_words_begin_go_on_and_end(tiny_run: Overrides, monkeypatch: py
     assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
     ends = [read_checkpoint(each)["state_dict"] for each in (folder, whole)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-    result_before = result(folder)
-    run(words)  # what was killed after its last step has scores and an export to make yet
-    assert result(folder)["weights_sha256"] == result_before["weights_sha256"]
+
+
+def test_a_run_that_is_done_is_left_as_it_is(tiny_run: Overrides, capsys: pytest.CaptureFixture[str]) -> None:
+    words = tiny_run("run", "resume=auto", "report=true")
+    folder = run(words)
+    before, changed = result(folder), (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    run(words)
+    assert f"the run is done: {folder}" in capsys.readouterr().out
+    assert (folder / "checkpoints" / "last.ckpt").stat().st_mtime_ns == changed
+    (folder / "report.md").unlink()  # as if it had been killed after its last step
+    run(words)
+    own = ("weights_sha256", "effective_epochs", "pairs_seen", "pairs_read", "dropped")
+    assert {name: result(folder)[name] for name in own} == {name: before[name] for name in own}
+    assert result(folder)["peak_memory_gb"] >= before["peak_memory_gb"]
+    assert (folder / "report.md").is_file()
+
+
+@pytest.mark.parametrize("stop", ["signal", "kill", "kill after"])
+def test_a_stop_at_a_validation_changes_neither_rows_nor_the_best(
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    """The shipped layout: saves and validations at the same steps, rows at some."""
+    more = ("checkpoint_every=2", "validate_every=2", "trainer.log_every_n_steps=2", "resume=auto")
+    whole, words = run(tiny_run("whole", *more)), tiny_run("run", *more)
+    with monkeypatch.context() as patch:
+        if stop == "signal":
+            at_step(1, lambda: signals.ask(Wish.REQUEUE), patch)
+        elif stop == "kill":
+            patch.setattr(AlignTraining, "on_validation_epoch_end", lambda self: killed())
+        else:
+            at_step(3, killed, patch)
+        with pytest.raises((Killed, SystemExit)):
+            run(words)
+    folder = run(words)
+    kept = ("step", "loss", "validation/mean_r5", "learning_rate")
+    assert [{name: row[name] for name in kept} for row in rows(folder)] == [
+        {name: row[name] for name in kept} for row in rows(whole)
+    ]
+    best = [
+        torch.load(each / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] for each in (folder, whole)
+    ]
+    assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("where", ["last step", "exams"])
+def test_a_signal_near_the_end_leaves_the_rest_to_the_next_start(
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    words = tiny_run("run", "resume=auto", "max_steps=3", "data.validation=null")
+    with monkeypatch.context() as patch:
+        if where == "last step":
+            at_step(2, lambda: signals.ask(Wish.REQUEUE), patch)
+        else:
+            plain = Examination.at_end
+            patch.setattr(Examination, "at_end", lambda *given: (signals.ask(Wish.REQUEUE), plain(*given))[1])
+        with pytest.raises(signals.Asked) as end:
+            run(words)
+    signals.fulfilled()
+    assert end.value.code == 75
+    assert not (folder_of(words) / "result.json").exists()
+    assert result(run(words))["steps"] == 3
 
 
 def test_the_newest_checkpoint_that_can_be_read_is_taken(
@@ -76,7 +134,7 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(run(tiny_run("whole")))]
     best.write_bytes(b"")
     last.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"nothing to go on from: .*last\.ckpt.*; .*best\.ckpt"):
+    with pytest.raises(ValueError, match=r"nothing to go on from: .*best\.ckpt.*; .*last\.ckpt"):
         run(words)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from align_train.cli import PLANNED, VERBS, main
+from align_train.cli.attempts import read_attempts
 from align_train.cli.hydra_app import with_quotes
 from align_train.cli.resuming import continued
 
@@ -131,9 +132,7 @@ def test_resume_repeats_the_settings_and_lets_new_ones_win(tmp_path: Path) -> No
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- experiment=tiny\n- max_steps=3\n")
     words = continued(["max_steps=5", f"resume={tmp_path}"])
-    kept = ["experiment=tiny", "max_steps=5", f"resume={tmp_path}"]
-    assert words == [*kept, f"hydra.run.dir={tmp_path}", "hydra.output_subdir=null"]
-    assert continued([f"resume={tmp_path}"]) == words  # the new settings are remembered
+    assert words == ["experiment=tiny", "max_steps=5", f"resume={tmp_path}", f"hydra.run.dir={tmp_path}"]
 
 
 def test_train_resume_evaluate_export(
@@ -147,6 +146,10 @@ def test_train_resume_evaluate_export(
     GlobalHydra.instance().clear()
     main(["train", f"resume={run}", "max_steps=6"])
     assert json.loads((run / "result.json").read_text())["steps"] == 6
+    record = (run / ".hydra" / "overrides.yaml").read_text()  # the new settings are remembered, and Hydra's are not
+    assert "- max_steps=6\n" in record
+    assert "hydra." not in record
+    assert "max_steps: 6\n" in (run / ".hydra" / "config.yaml").read_text()
     GlobalHydra.instance().clear()
     main(["export", f"checkpoint={run}"])
     assert (run / "hf" / "model.safetensors").is_file()
@@ -198,3 +201,16 @@ def test_two_processes_train_as_one(tiny_run: Callable[..., list[str]], tmp_path
         losses[name] = [float(value) for line in lines[1:] if (value := line.split(",")[column])]
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
     assert len(losses["one"]) == 6
+
+
+def test_lightnings_own_launch_begins_and_goes_on_with_resume_auto(
+    tiny_run: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = [word for word in tiny_run("both") if not word.startswith(("folder=", "hydra."))]
+    words += ["trainer.devices=2", "resume=auto", "data.validation=null", f"hydra.run.dir={tmp_path / 'two=2'}"]
+    command = [sys.executable, "-m", "align_train", "train", *words]
+    for steps in (3, 4):
+        done = subprocess.run([*command, f"max_steps={steps}"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    starts = [(each.first_step, each.reached, each.how) for each in read_attempts(tmp_path / "two=2")]
+    assert starts == [(0, 3, "done"), (3, 4, "done")]

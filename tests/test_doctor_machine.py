@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import socket
 import time
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,6 +35,7 @@ from align_train.data.inspection.throughput import ReadFacts, read_bytes
 from align_train.data.storage.cache import Cache
 from align_train.data.storage.shards import Shard
 from align_train.distributed import rank
+from align_train.processes import check_job_name
 from align_train.shipped import config_folder
 
 CPU = torch.device("cpu")
@@ -124,6 +127,8 @@ def test_a_folder_that_cannot_be_written_or_is_not_shared(machine):
         FolderFacts(why, shares, 30e9) for why, shares in (("", True), ("denied", True), ("", False))
     )
     (fault,) = machine_faults(replace(machine, folders=[fine, fine, denied, denied]))
+    nothing = FolderFacts("denied", True, 0.0)  # of which one fault is enough
+    assert len(machine_faults(replace(machine, folders=[nothing] * 4))) == 1
     assert fault.startswith("/runs cannot be written on node2 (ranks 2, 3) (denied): make it writable there, or name")
     (fault,) = machine_faults(replace(machine, folders=[fine, fine, apart, apart]))
     assert fault.startswith("/runs on node2 (ranks 2, 3) is not the one of node1: what rank 0 writes is not seen there")
@@ -349,6 +354,9 @@ def test_tasks_that_lightning_takes_for_no_ranks_are_refused(step):
     step.setenv("SLURM_JOB_NAME", "interactive")
     with pytest.raises(ValueError, match=r"the job's name is interactive, .* give srun --job-name=align"):
         asked_ranks(NONE)
+    step.setenv("SLURM_NTASKS", "1")
+    check_job_name()  # a single process needs nothing of Lightning
+    step.setenv("SLURM_NTASKS", "4")
     step.setenv("SLURM_JOB_NAME", "mine")
     step.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(ValueError, match="srun started 4 tasks, but not with --ntasks-per-node"):
@@ -374,6 +382,15 @@ def test_a_rank_that_waits_for_others_says_so(step, capfd):
         f"rank 3 on {socket.gethostname()} still waits for others of 4 ranks: check that all of them"
     )
     assert "reaches node1:" in said
+
+
+def test_a_rank_that_waits_in_vain_gives_up_and_tells_how_to_know_who_is_missing(step, capfd):
+    step.setattr(doctor_ranks, "LIMIT", 0.05)
+    statuses: Queue[int] = Queue()
+    step.setattr(os, "_exit", statuses.put)
+    with told_to_wait(4):
+        assert statuses.get(timeout=10) == 1
+    assert "gives up: those of ranks 0 to 3 that do not say this are missing" in capfd.readouterr().err
 
 
 # Two ranks

@@ -114,13 +114,13 @@ def test_ranks_that_read_different_data_are_found_out(tiny_run: Overrides, monke
 
 
 def test_a_checkpoint_without_a_place_in_the_data_is_refused(tiny_run: Overrides) -> None:
-    folder = run(tiny_run("run", "max_steps=3"))
+    folder = run(tiny_run("run", "max_steps=3", "data.validation=null"))
     path = folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["PairData"]
     torch.save(checkpoint, path)
     with pytest.raises(ValueError, match="of step 3 and says nothing of its place in the data"):
-        run(tiny_run("run", f"resume={folder}"))
+        run(tiny_run("run", "data.validation=null", f"resume={folder}"))
 
 
 def test_what_was_read_is_in_the_metrics_and_in_the_result(tiny_run: Overrides, tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from align_train.cli.attempts import DONE, Attempt, failures, read_attempts, told_failures
+from align_train.cli.attempts import DONE, Attempt, failures, idle, note_killed, read_attempts, told_failures
 from align_train.cli.jobs import Job
 from align_train.cli.resuming import AUTO, FOLDER, value_of
-from align_train.cli.run_folders import last_folder
+from align_train.cli.run_folders import folder_of, last_folder
 from align_train.signals import Wish
 
 KILLED_BY_USR1 = 138  # before the program could note it
+MOST_IDLE = 10  # starts in a row that came no further, most of them told to end: preempted at once, or out of time
+MOST_KILLED = 3  # such starts in a row, where no start came to know recovery.failures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,8 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if job is None or not status.isdecimal():
         sys.exit("usage, in a SLURM job: python -m align_train.cli.again STATUS [overrides of the run]")
     folder = folder_of_run(overrides, job)
-    attempts = read_attempts(folder) if folder else []
-    yes, why = verdict([each for each in attempts if each.job == job.whose], int(status), job)
+    attempts = starts_of(job, folder)
+    if int(status) == KILLED_BY_USR1 and not _noted(attempts, job):
+        folder = folder or folder_of(job, looks=True)
+        note_killed(folder, job, "killed by SIGUSR1 as it began")
+        attempts = starts_of(job, folder)
+    yes, why = verdict(attempts, int(status), job)
     print(f"again: {'yes' if yes else 'no'}, {why}" + (f"; run folder {folder}" if folder else ""))
     sys.exit(not yes)
 
@@ -32,26 +38,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def folder_of_run(overrides: Sequence[str], job: Job) -> Path | None:
     """Where the run of this job writes; None where that was not settled."""
     resumed = value_of(overrides, "resume")
-    named = value_of(overrides, FOLDER) or (resumed if resumed not in (None, "null", AUTO) else None)
+    named = value_of(overrides, FOLDER) if resumed in (None, AUTO) else resumed
     return Path(named) if named else last_folder(job)
+
+
+def starts_of(job: Job, folder: Path | None) -> list[Attempt]:
+    """The starts of this job that are noted in a folder."""
+    return [each for each in read_attempts(folder) if each.job == job.whose] if folder else []
 
 
 def verdict(attempts: Sequence[Attempt], status: int, job: Job) -> tuple[bool, str]:
     """Whether to go on, and why, by the starts of this job and the exit status of the last."""
-    if status == KILLED_BY_USR1:
-        return True, "SIGUSR1 came before training"
-    if not attempts or attempts[-1].turn[0] != job.restart:
+    if not _noted(attempts, job):
         return False, "the run did not begin: the reason stands above"
     last, failed = attempts[-1], failures(attempts)
     if not last.failed:
         # after an END, a scancel would have ended the script too that asks here: room was to be made
         told = "the run is done" if last.how == DONE else f"stopped{_where(last)} ({last.how})"
+        if (starts := idle(attempts)) >= MOST_IDLE:
+            return False, f"{told}: {starts} starts in a row came no further; give more time, or mend what takes it"
         return last.how in (Wish.REQUEUE.name, Wish.END.name), told
     if last.for_good:
         return False, f"it would fail again: {last.how}"
-    if len(failed) >= (last.most_failures or 1):
+    known = [each.most_failures for each in attempts if each.most_failures]
+    most = known[-1] if known else MOST_KILLED if status == KILLED_BY_USR1 else 1
+    if len(failed) >= most:
         return False, f"{told_failures(failed)}: mend that, and submit with resume=FOLDER"
-    return True, f"failure {len(failed)} of at most {last.most_failures}{_where(last)}: {last.told()}"
+    return True, f"failure {len(failed)} of at most {most}{_where(last)}: {last.told()}"
+
+
+def _noted(attempts: Sequence[Attempt], job: Job) -> bool:
+    return bool(attempts) and attempts[-1].turn[0] == job.restart
 
 
 def _where(attempt: Attempt) -> str:

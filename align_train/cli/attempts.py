@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from align_train.processes import is_first_process
 from align_train.signals import Wish
 
 DONE = "done"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,22 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
             yield
         except BaseException as error:
             how, for_good = _judged(error, trained=_steps(folder)[0] is not None)
-            _change(folder, ended=_now(), how=how, for_good=for_good)
+            _end_failed(folder, how, for_good)
             raise
         _change(folder, ended=_now(), how=DONE)
 
 
-def end_unsettled(folder: Path, status: object) -> None:
+def end_unsettled(folder: Path, why: str) -> None:
     """Note that what `begin` had noted came to an end before there were settings."""
     last = read_attempts(folder)[-1:]
     if is_first_process() and last and last[0].ended is None and last[0].process == os.getpid():
-        _change(folder, ended=_now(), how=f"no settings, exit status {status}", for_good=True)
+        _end_failed(folder, f"no settings, {why}", for_good=True)
+
+
+def note_killed(folder: Path, job: Job, how: str) -> None:
+    """Note a start that was killed before it could be noted."""
+    begin(folder, job)
+    _change(folder, ended=_now(), how=how)
 
 
 def failures(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -131,6 +139,15 @@ def failures(attempts: Sequence[Attempt]) -> list[Attempt]:
         if each.failed:
             failed.append(each)
     return failed
+
+
+def idle(attempts: Sequence[Attempt]) -> int:
+    """How many starts there were, however they ended, since the last that came further than those before it."""
+    furthest, since = -1, 0
+    for each in attempts:
+        reached = -1 if each.reached is None else each.reached
+        furthest, since = (reached, 0) if reached > furthest else (furthest, since + 1)
+    return since
 
 
 def check_failures(attempts: Sequence[Attempt], job: Job | None, most: int) -> None:
@@ -157,6 +174,14 @@ def write_attempts(folder: Path, attempts: Sequence[Attempt]) -> None:
 def _change(folder: Path, **changes: object) -> None:
     *before, last = read_attempts(folder)
     write_attempts(folder, [*before, replace(last, **changes)])  # type: ignore[arg-type] # names of its fields
+
+
+def _end_failed(folder: Path, how: str, for_good: bool) -> None:
+    """Note the end by an error, which stays the one that is shown where that cannot be noted: a disk is full."""
+    try:
+        _change(folder, ended=_now(), how=how, for_good=for_good)
+    except (OSError, ValueError) as error:
+        log.warning("how this start ended is not noted in %s: %s", folder, error)
 
 
 def _judged(error: BaseException, trained: bool) -> tuple[str, bool]:

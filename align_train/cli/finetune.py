@@ -19,6 +19,7 @@ from align_train.cli.scoring import facts_of, tell, tell_report, write_result
 from align_train.cli.starting import Start, keep_start, kept_start, load_start, weights_of
 from align_train.data.own_pairs import CheckSettings, Findings, OwnPairs, check_pairs, read_findings, report
 from align_train.distributed import rank
+from align_train.engine.agreement import end_if_asked
 from align_train.engine.recalibration import RUNNING
 from align_train.evaluation import Forgetting
 from align_train.evaluation.report import finetuning_text
@@ -29,7 +30,7 @@ from align_train.hub.pushing import require_token
 from align_train.models import Tuning
 from align_train.processes import is_first_process, until_first_process
 
-ASKED = "asked.yaml"  # in the folder of pairs: what they were made by
+ASKED = "pairs.yaml"  # in the run folder: what its pairs were made by
 
 
 def finetune(config: DictConfig) -> None:
@@ -59,6 +60,7 @@ def finetune(config: DictConfig) -> None:
         "pairs": counts_of(findings),
         "tuned": tuned,
     }
+    end_if_asked(fitted.trainer.strategy.root_device)  # all is saved; the next start can make the mixtures
     mixture = mix(config, forgetting, fitted, weights, facts)
     if rank() == 0:
         finish(config, mixture, fitted)
@@ -88,7 +90,7 @@ def check_folder(config: DictConfig) -> None:
         return
     if not (folder / "pairs" / "findings.json").is_file():
         return
-    asked = folder / "pairs" / ASKED
+    asked = folder / ASKED
     if config.resume is None or not asked.is_file() or asked.read_text() != asked_for(config):
         raise ValueError(
             f"{folder / 'pairs'} is there already, of a run that was stopped before its first checkpoint: take it "
@@ -108,9 +110,10 @@ def ready_pairs(config: DictConfig, start: Start) -> Findings:
     opened = pairs.open()
     check: CheckSettings = instantiate(config.check, _convert_="all")
     folder = Path(config.folder) / "pairs"
-    findings = check_pairs(opened, folder, check, start.model.preprocessing)
-    with atomic_write(folder / ASKED) as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder.parent / ASKED) as file:
         file.write(asked_for(config).encode())
+    findings = check_pairs(opened, folder, check, start.model.preprocessing)
     told = list(estimates(config, start.model))
     print(report.text(findings, opened.told, told))
     print(f"all of it: {report.write(findings, opened.told, told, folder)}")

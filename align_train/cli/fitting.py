@@ -9,9 +9,9 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from align_train import signals
 from align_train.cli.models import open_data
-from align_train.cli.recovering import end_if_asked, step_past, take_up
+from align_train.cli.recovering import exit_if_stopped, step_past, take_up
+from align_train.cli.resuming import record_settings
 from align_train.cli.trainers import Outfit, build_loggers, build_trainer, keep_last_if_best
 from align_train.distributed import is_sharded
 from align_train.engine import (
@@ -69,7 +69,6 @@ def fit(config: DictConfig, model: Align, resumed: Path | None, tuned: bool = Fa
         tuned: it is a trained model already: exams are taken before the first step too, and the batch-norm statistics
             are warm from the start.
     """
-    signals.check()
     folder = Path(config.folder)
     recipe = OmegaConf.to_yaml(config, resolve=True)
     execution: Execution = instantiate(config.step)
@@ -89,11 +88,12 @@ def fit(config: DictConfig, model: Align, resumed: Path | None, tuned: bool = Fa
     start = {name: value.detach().clone() for name, value in module.state_dict().items()}
     if is_first_process():
         write_recipe(folder, recipe)
+        record_settings(config)
         if not config.resume:
             forget_skipped(folder)
     trained = train_to_the_end(config, module, data, start, resumed, tuned)
     trainer = trained.trainer
-    end_if_asked(trained.agreement, trainer, folder, "finetune" if tuned else "train")
+    exit_if_stopped(trained.agreement, trainer, folder, "finetune" if tuned else "train")
     if tuned:
         keep_last_if_best(trainer, config.best.by)
     module.model.to(trainer.strategy.root_device)
@@ -122,12 +122,13 @@ def train_to_the_end(
         try:
             trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
         except NonFinite as problem:
+            module.forget_step()
             resumed = step_past(problem, Path(config.folder), recovery, data, not is_sharded(module.model))
             module.load_state_dict(start)
-        except signals.Asked:
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's answer to a Ctrl-C, without a word
+                raise KeyboardInterrupt from None
             raise
-        except SystemExit:  # Lightning's answer to a Ctrl-C, without a word
-            raise KeyboardInterrupt from None
         else:
             return made
 

@@ -19,12 +19,17 @@ from align_train import signals
 from align_train.cli.attempts import attempt, end_unsettled
 from align_train.cli.jobs import Job
 from align_train.cli.resuming import FOLDER, continued, value_of
+from align_train.processes import check_job_name
 from align_train.shipped import config_folder
 
 # What a user can cause; everything else is a defect, and shows its traceback.
 EXPECTED = (ValueError, FloatingPointError, OmegaConfBaseException, OSError)
 TRACEBACK = "ALIGN_TRAIN_TRACEBACK"
 RUNS = ("train", "finetune")  # verbs that can be stopped and gone on with
+# flags of Hydra: those that take the next word with them, and those with which nothing is run
+TAKE = {"-c", "-p", "-cp", "-cn", "-cd", "--cfg", "--package", "--config-path", "--config-name", "--config-dir"}
+TAKE |= {"--experimental-rerun"}
+LOOK = {"-c", "-i", "-h", "-sc", "--cfg", "--info", "--help", "--hydra-help", "--version", "--shell-completion"}
 
 
 def run(verb: str, overrides: Sequence[str]) -> None:
@@ -39,11 +44,15 @@ def run(verb: str, overrides: Sequence[str]) -> None:
 
 
 def _run(verb: str, overrides: Sequence[str]) -> None:
+    overrides, flags = split_flags(overrides)
     overrides = [with_quotes(word) for word in overrides]
+    looks = any(flag.partition("=")[0] in LOOK for flag in flags)
     given = sys.argv
     program = given[0] if given else "align-train"
     try:
-        composed = continued(overrides) if verb in RUNS else list(overrides)
+        if verb in (*RUNS, "evaluate"):
+            check_job_name()
+        composed = [*continued(overrides, looks), "hydra.output_subdir=null"] if verb in RUNS else list(overrides)
     except EXPECTED as error:
         _fail(verb, error)
     function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
@@ -53,7 +62,7 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
     def task(config: DictConfig) -> None:
         nonlocal entered
         entered = True
-        sys.argv = [program, verb, *overrides]  # what Lightning starts further local ranks with
+        sys.argv = [program, verb, *overrides, *flags]  # what Lightning starts further local ranks with
         try:
             check_complete(config)
             with attempt_at(config) if verb in RUNS else nullcontext():
@@ -66,18 +75,28 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
             print(f"align-train {verb}: interrupted", file=sys.stderr)
             sys.exit(130)
         except signals.Asked as asked:
-            print(f"align-train {verb}: told to end before training ({asked.wish.name})", file=sys.stderr)
+            print(f"align-train {verb}: told to end ({asked.wish.name})", file=sys.stderr)
             raise
 
-    sys.argv = [program, *composed]
+    sys.argv = [program, *composed, *flags]
     try:
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=verb)(task)()
     except SystemExit as end:
         if not entered and (folder := value_of(composed, FOLDER)):
-            end_unsettled(Path(folder), end.code)
+            end_unsettled(Path(folder), f"exit status {end.code}")
         raise
     finally:
         sys.argv = given
+
+
+def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the flags of Hydra with what they take: argparse finds no override that follows a flag."""
+    overrides, flags, before = list[str](), list[str](), ""
+    for word in words:
+        taken = before in TAKE or (before in ("-i", "--info") and word[:1] not in "~-" and "=" not in word)
+        (flags if taken or word.startswith("-") else overrides).append(word)
+        before = "" if taken else word
+    return overrides, flags
 
 
 def attempt_at(config: DictConfig) -> AbstractContextManager[None]:

@@ -84,24 +84,24 @@ def step_past(
     Raises:
         FloatingPointError: it was too often, or this process cannot go on.
     """
-    before = read_skipped(folder)
-    if len(before) >= recovery.rollbacks:
-        told = f" for the {len(before) + 1}th time (recovery.rollbacks={recovery.rollbacks})" if before else ""
+    before = on_rank_zero(lambda: len(read_skipped(folder)))
+    if before >= recovery.rollbacks:
+        told = f"; it was gone back {before} times before (recovery.rollbacks={recovery.rollbacks})" if before else ""
         raise FloatingPointError(f"{problem}, and go on with resume={folder}{told}") from problem
     first, last = max(0, problem.step - recovery.skipped_steps + 1), problem.step
     checkpoint = on_rank_zero(lambda: newest_checkpoint(folder))
     step = read_checkpoint(checkpoint, mmap=True)["global_step"] if checkpoint else 0
     left_out = data.skip(first, last)
-    note_skipped(folder, Skipped(first, last, str(problem), step, left_out))
+    note_skipped(folder, Skipped(first, last, str(problem).partition(";")[0], step, left_out))
     told = f"{problem}. What the steps {first} to {last} had taken is left out from now on"
     if not may_go_on:
         raise OSError(f"{told}; the weights are dealt out, so go on with resume={folder}") from problem
     if rank() == 0:
-        log.warning("%s; back to step %d (%d of at most %d times)", told, step, len(before) + 1, recovery.rollbacks)
+        log.warning("%s; back to step %d (%d of at most %d times)", told, step, before + 1, recovery.rollbacks)
     return checkpoint
 
 
-def end_if_asked(agreement: Agreement, trainer: Trainer, folder: Path, verb: str) -> None:
+def exit_if_stopped(agreement: Agreement, trainer: Trainer, folder: Path, verb: str) -> None:
     """Exit with the status of what the run was asked for, if it was: it is saved."""
     if asked := agreement.asked:
         signals.fulfilled()
@@ -109,4 +109,4 @@ def end_if_asked(agreement: Agreement, trainer: Trainer, folder: Path, verb: str
             says = {signals.Wish.END: " by SIGTERM", signals.Wish.REQUEUE: " by SIGUSR1"}.get(asked, "")
             step, command = trainer.global_step, f"align-train {verb} resume={folder}"
             print(f"stopped{says} at step {step}; go on with: {command}", flush=True)
-        sys.exit(asked.status)
+        sys.exit(asked.status if rank() == 0 else 0)  # others would take the first down before it is done

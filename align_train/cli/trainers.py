@@ -20,6 +20,7 @@ from align_train.engine import (
     Examination,
     Heartbeat,
     MetricsFile,
+    OwedValidation,
     Progress,
     Recovery,
     StopOnPlateau,
@@ -55,7 +56,8 @@ def build_trainer(
         tuned,
     )
     watchdog = Watchdog(60 * recovery.stall_minutes if recovery.stall_minutes else None)
-    callbacks = [watchdog, budget, progress, Heartbeat(folder), agreement, examination, *plateau(config)]
+    callbacks = [watchdog, budget, progress, Heartbeat(folder), agreement, OwedValidation()]
+    callbacks += [examination, *plateau(config)]
     return Outfit(_trainer(config, callbacks, loggers, validated), progress, agreement, examination)
 
 

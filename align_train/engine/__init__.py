@@ -20,6 +20,7 @@ from align_train.engine.host_memory import keep_freed_memory
 from align_train.engine.metrics_file import MetricsFile
 from align_train.engine.module import AlignTraining
 from align_train.engine.objective import Contrastive
+from align_train.engine.owed_validation import OwedValidation
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
 from align_train.engine.recovery import Recovery
@@ -42,6 +43,7 @@ __all__ = [
     "Heartbeat",
     "MetricsFile",
     "NonFinite",
+    "OwedValidation",
     "PairData",
     "Progress",
     "Recovery",

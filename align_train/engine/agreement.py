@@ -1,11 +1,10 @@
 """What all ranks do alike at a step's end, though only one may have the reason."""
 
-import logging
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,10 +15,8 @@ from torch import Tensor
 
 from align_train import signals
 from align_train.batch import StepBatch
-from align_train.distributed import Ballot, any_rank, rank
+from align_train.distributed import Ballot, any_rank, own_part, rank
 from align_train.signals import Wish
-
-log = logging.getLogger(__name__)
 
 
 class NonFinite(FloatingPointError):
@@ -61,7 +58,7 @@ class Agreement(L.Callback):
         self._ballot: Ballot | None = None
         self._keys: tuple[str, ...] = ()
         self._loss = torch.zeros(())
-        self._process, self._before = os.getpid(), signal.getsignal(signal.SIGINT)
+        self._process, self._before, self._pressed = os.getpid(), signal.getsignal(signal.SIGINT), False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keep Lightning from two things of its own (2.6).
@@ -80,9 +77,7 @@ class Agreement(L.Callback):
         """
         self._before = signal.signal(signal.SIGINT, self._interrupted)
         self._saved_at = self._clock()
-        numbers = torch.tensor([float(signals.wish())], device=pl_module.device)
-        if asked := Wish(int(Ballot(numbers).result()[0])):
-            raise signals.Asked(asked)
+        end_if_asked(pl_module.device)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int
@@ -111,7 +106,9 @@ class Agreement(L.Callback):
         self._ballot = None
         if broken:
             raise self._non_finite(trainer.global_step - 1)
-        ends = asked and trainer.global_step < trainer.max_steps
+        ends = asked and trainer.global_step < trainer.max_steps  # after the last one, there is no step to save
+        if trainer.global_step == trainer.max_steps:
+            self._check(pl_module.state_dict(), trainer, pl_module)
         if due or ends:
             trainer.save_checkpoint(self._file, weights_only=False)
         if ends:
@@ -126,14 +123,7 @@ class Agreement(L.Callback):
             NonFinite: a weight is no number, on all ranks where it is so on one; nothing is saved.
         """
         self._saved_at = self._clock()
-        weights = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
-        wrong = next((name for name, value in weights.items() if not torch.isfinite(value).all()), "")
-        if any_rank(bool(wrong), pl_module.device):
-            raise NonFinite(
-                trainer.global_step - 1,
-                f"{wrong or 'a weight'} is not finite at step {trainer.global_step}: the gradient overflowed. No "
-                "checkpoint holds it. Lower optimizer.lr or set trainer.gradient_clip_val=1.0",
-            )
+        self._check(checkpoint["state_dict"], trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give Ctrl-C back."""
@@ -142,6 +132,17 @@ class Agreement(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give Ctrl-C back."""
         signal.signal(signal.SIGINT, self._before)
+
+    def _check(self, weights: Mapping[str, Any], trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise NonFinite on all ranks where a weight of one is no number."""
+        tensors = {name: own_part(value) for name, value in weights.items() if isinstance(value, Tensor)}
+        wrong = next((name for name, value in tensors.items() if not torch.isfinite(value).all()), "")
+        if any_rank(bool(wrong), pl_module.device):
+            raise NonFinite(
+                trainer.global_step - 1,
+                f"{wrong or 'a weight'} is not finite at step {trainer.global_step}: the gradient overflowed. No "
+                "checkpoint holds it. Lower optimizer.lr or set trainer.gradient_clip_val=1.0",
+            )
 
     def _non_finite(self, step: int) -> NonFinite:
         shown = ", ".join(self._keys[:8]) + (" ..." if len(self._keys) > 8 else "")
@@ -155,10 +156,20 @@ class Agreement(L.Callback):
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a process that decodes; the training process will end it
             return
-        if signals.wish():
+        if self._pressed:
             raise KeyboardInterrupt
+        self._pressed = True
         signals.ask(Wish.INTERRUPT)
-        log.warning("stopping after this step; press Ctrl-C again to end at once, without saving")
+        os.write(2, b"stopping after this step; press Ctrl-C again to end at once, without saving\n")
+
+
+def end_if_asked(device: torch.device) -> None:
+    """Raise Asked on all ranks if one was asked to end, where nothing is lost by that; every rank must call it.
+
+    The first rank alone ends with the status of it: the others must not take it down by one of their own.
+    """
+    if asked := Wish(int(Ballot(torch.tensor([float(signals.wish())], device=device)).result()[0])):
+        raise signals.Asked(asked, asked.status if rank() == 0 else 0)
 
 
 def _nothing() -> None:

@@ -42,13 +42,15 @@ def checkpoint_of(run: Path) -> Path:
 def newest_checkpoint(run: Path) -> Path | None:
     """The file to go on from: of last.ckpt and best.ckpt the one of the later step; None where there is neither.
 
+    Of one step best.ckpt is the later one: it is saved after the validation.
+
     One that cannot be read, as after a failure of the disk, is told and passed over.
 
     Raises:
         ValueError: there are some, and none can be read.
     """
     steps, problems = dict[Path, int](), list[str]()
-    for file in (run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"):
+    for file in (run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"):
         if file.is_file():
             try:
                 steps[file] = read_checkpoint(file, mmap=True)["global_step"]

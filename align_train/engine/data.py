@@ -82,6 +82,7 @@ class PairData(L.LightningDataModule):
         self.skipped: list[tuple[int, int]] = []
         self._plans: BatchPlans | None = None
         self._saved: dict[str, Any] = {}
+        self._epochs_before: dict[str, float] = {}
 
     def train_dataloader(self) -> Steps:
         """From the step the trainer stands at to its last."""
@@ -96,6 +97,7 @@ class PairData(L.LightningDataModule):
                 "versions: it can be evaluated and exported, not resumed"
             )
         self._plans = self._planned(start, stop, before if start else None)
+        self._epochs_before = dict(before["epochs"]) if start and before else {}
         device = self.trainer.strategy.root_device
         return Steps(Loader(self.reader, self._plans, self.workers, self.reading, device), self._plans.parts)
 
@@ -177,7 +179,8 @@ class PairData(L.LightningDataModule):
         state = self._plans.state_at(self.trainer.global_step)
         if self.order.samples_per_epoch:
             return {"all": state["drawn"] / self.order.samples_per_epoch}
-        return dict(state["epochs"])
+        # a place that is gone on from says nothing of the window that it lies in before a pair is drawn
+        return dict(self._epochs_before if self._plans.start == self.trainer.global_step else state["epochs"])
 
     def _planned(self, start: int, stop: int, state: Mapping[str, Any] | None = None) -> BatchPlans:
         order = Order(self.sources, self.order, self.opener, state)

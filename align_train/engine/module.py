@@ -95,17 +95,22 @@ class AlignTraining(L.LightningModule):
         scheduler.base_lrs = [options["lr"] for options in wanted]
         for group, peak in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = peak * self._schedule(scheduler.last_epoch)
-        # Lightning counts logged steps one too far after a resume, which would shift the rows of metrics.csv.
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def on_train_batch_start(self, batch: StepBatch, batch_index: int) -> None:
         """Centre the captions before the very first step."""
+        # Lightning counts logged steps one or two too far after a resume, which would shift the rows of metrics.csv.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         if self._centre and self.trainer.global_step == 0 and batch_index == 0:
             centre_text(self.model, captions(batch, self.device))
 
     def on_train_batch_end(self, outputs: Any, batch: StepBatch, batch_index: int) -> None:
         """What was drawn for this step's images is for no others."""
         set_depths(self.model, None)
+
+    def forget_step(self) -> None:
+        """Drop what a step leaves in the model that is not gone on with."""
+        set_depths(self.model, None)
+        self.zero_grad(set_to_none=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then bring the temperature back within its bounds."""

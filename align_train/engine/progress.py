@@ -117,12 +117,14 @@ class Progress(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Totals, for the checkpoint."""
-        return {"dropped": dict(self.dropped), "bytes": self.bytes, **self.throughput.state()}
+        kept = {"dropped": dict(self.dropped), "bytes": self.bytes, "memory": self.memory}
+        return kept | self.throughput.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; drops and bytes on the first rank alone, which collects them."""
         self.dropped = Tally(state_dict["dropped"] if rank() == 0 else {})
         self.bytes = state_dict["bytes"] if rank() == 0 else 0
+        self.memory = state_dict.get("memory", 0)
         self.throughput.restore(state_dict)
 
     def _say(self, now: float) -> None:
@@ -136,7 +138,7 @@ class Progress(L.Callback):
         """Move what every rank has dropped, and the bytes that it has read, to the first; and find the most memory."""
         total, size = Tally(gather_counts(self.dropped)), sum(gather_objects(self.bytes))
         self.dropped, self.bytes = (total, size) if rank() == 0 else (Tally(), 0)
-        self.memory = max(gather_objects(peak_memory(trainer.strategy.root_device)))
+        self.memory = max(self.memory, *gather_objects(peak_memory(trainer.strategy.root_device)))
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rates = self.throughput.of_window()

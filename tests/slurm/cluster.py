@@ -1,5 +1,6 @@
 """A real Slurm cluster of several nodes on this machine, for tests: its own daemons in namespaces of their own."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from slurm.job import Job
 from slurm.namespaces import APART, Namespaces
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "nsenter", "mount", "hostname")
+PREFIX = "align-slurm-"  # of the folder of a cluster
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 SETTINGS = Path(__file__).with_name("slurm.conf")
 
@@ -30,6 +32,25 @@ def why_not() -> str | None:
     return f"no namespaces here, {tried.stderr.strip()}" if tried.returncode else None
 
 
+def locked(folder: Path) -> int | None:
+    """A lock on it, which goes with this process however that ends; None where another one has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def clear_away() -> None:
+    """Remove what clusters have left behind whose process was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if (lock := locked(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+
+
 class Cluster:
     """Runs from `with` to the end of its block, and leaves nothing behind.
 
@@ -39,7 +60,9 @@ class Cluster:
     def __init__(self, nodes: int = 2, cpus: int = 8) -> None:
         self.nodes = [f"node{number + 1}" for number in range(nodes)]
         self.cpus = cpus
-        self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path may have 107 characters
+        clear_away()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short: a socket's path may have 107 characters
+        self._lock = locked(self.folder)
         self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":
@@ -60,6 +83,8 @@ class Cluster:
     def __exit__(self, *raised: object) -> None:
         self._inside.close()
         shutil.rmtree(self.folder)
+        if self._lock is not None:
+            os.close(self._lock)
 
     # Using it
 

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from align_train.processes import check_job_name
+
 PATIENCE = 30.0  # seconds of waiting for other ranks, after which a rank says so
+LIMIT = 60.0  # after which it gives up: one that has died before it joined never comes
 
 
 def join_ranks(config: DictConfig) -> torch.device:
@@ -47,12 +50,8 @@ def asked_ranks(config: DictConfig) -> tuple[int, int]:
     tasks = int(os.environ["SLURM_NTASKS"]) if "SLURM_STEP_ID" in os.environ else 1
     if tasks == 1:
         return config.devices or 1, config.num_nodes or 1
-    name, each = os.environ.get("SLURM_JOB_NAME"), os.environ.get("SLURM_NTASKS_PER_NODE")
-    if name in ("bash", "interactive"):
-        raise ValueError(
-            f"the job's name is {name}, and Lightning takes no notice of Slurm in jobs of that name, in training too: "
-            "give srun --job-name=align"
-        )
+    check_job_name()
+    each = os.environ.get("SLURM_NTASKS_PER_NODE")
     if each is None:
         raise ValueError(
             f"srun started {tasks} tasks, but not with --ntasks-per-node, by which Lightning knows them: give that "
@@ -73,18 +72,28 @@ def check_visible(kind: str, ranks: int) -> None:
 
 @contextmanager
 def told_to_wait(ranks: int) -> Iterator[None]:
-    """Say so on standard error where the work within it takes long, for it waits for other ranks."""
+    """Say so on standard error where the work within it takes long, for it waits for other ranks; end after LIMIT.
+
+    Torch would wait for half an hour, in calls that no exception reaches: the process ends with 1 where it stands.
+    """
 
     def tell() -> None:
         print(f"{_me()} still waits for others of {ranks} ranks: {_where()}", file=sys.stderr, flush=True)
 
-    timer = threading.Timer(PATIENCE, tell)
-    timer.daemon = True
-    timer.start()
+    def give_up() -> None:
+        missing = f"those of ranks 0 to {ranks - 1} that do not say this are missing, and have said why if they failed"
+        print(f"{_me()} has waited for {LIMIT:g} s, and gives up: {missing}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timers = [threading.Timer(PATIENCE, tell), threading.Timer(LIMIT, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _me() -> str:

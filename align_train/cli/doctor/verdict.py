@@ -93,7 +93,7 @@ def _folder(machine: Machine) -> Iterator[str]:
             "is not seen there: write runs to a file system that all nodes share"
         )
     free, need = folders[0].free, machine.needs.checkpoints
-    if free < need:
+    if free < need and not folders[0].error:  # where it cannot write, another folder is needed anyway
         yield (
             f"{machine.folder} has {free / 1e9:,.1f} GB free on {machine.ranks[0].host}, and a run keeps {KEPT} "
             f"checkpoints, {need / 1e9:,.1f} GB in all: free {(need - free) / 1e9:,.1f} GB, or write elsewhere"
