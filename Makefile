@@ -16,7 +16,7 @@ test: $(READY) ## run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 slurm: $(READY) ## run the tests on a Slurm cluster that they start on this machine; for root, with Slurm installed
-	$(BIN)/pytest tests/slurm -rs
+	$(BIN)/pytest tests/slurm -rs --numprocesses 2 --dist loadfile
 
 notebooks: $(READY) ## run the notebooks from the first cell to the last
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python notebooks/execute.py
