@@ -28,7 +28,8 @@ SHARDS = (ROOT / "docs" / "shards.md").read_text()
 SCALE = (ROOT / "docs" / "scale.md").read_text()
 EXAMS = (ROOT / "docs" / "exams.md").read_text()
 FINETUNING = (ROOT / "docs" / "finetuning.md").read_text()
-GUIDES = GUIDE + SHARDS + SCALE + EXAMS + FINETUNING
+RECOVERY = (ROOT / "docs" / "recovery.md").read_text()
+GUIDES = GUIDE + SHARDS + SCALE + EXAMS + FINETUNING + RECOVERY
 SMALL = {
     "model": "align_tiny", "max_steps": "2", "data.batch_size": "16", "data.workers": "0", "trainer.devices": "1",
     "schedule.warmup_steps": "1", "trainer.precision": "32-true", "trainer.accelerator": "cpu", "exams": "none",
@@ -167,6 +168,32 @@ def test_python_example(session: Callable[[list[str]], None]) -> None:
     namespace: dict[str, object] = {}
     exec(code.replace("outputs/sample/RUN", run).replace("\nclassify(", "\nanswer = classify("), namespace)
     assert {row["label"] for row in namespace["answer"]} == {"cat", "dog", "tree"}  # type: ignore[attr-defined]
+
+
+def jobs() -> list[list[str]]:
+    """Verb and overrides of each job in the guide to SLURM, those of a chain one by one."""
+    text, found = (ROOT / "slurm" / "README.md").read_text().replace("\\\n", " "), list[list[str]]()
+    for line in (line for block in blocks("", text) for line in block.splitlines()):
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        scripts = [n for n, word in enumerate(words) if word.endswith(".sbatch")]
+        if scripts:
+            found.append([Path(words[scripts[0]]).stem, *words[scripts[0] + 1 :]])
+        elif words and words[0].endswith("chain.sh"):
+            groups = " ".join(["", *words[1:]]).split(" -- ")
+            found += [
+                [verb, *each.split()] for verb, each in zip(("prepare", "train", "evaluate"), groups, strict=False)
+            ]
+    return [[word for word in words if word != "--" and not word.startswith("--")] for words in found]
+
+
+def test_there_are_jobs_in_the_guide() -> None:
+    assert {words[0] for words in jobs()} >= {"prepare", "train", "evaluate"}
+
+
+@pytest.mark.parametrize("words", jobs(), ids=" ".join)
+def test_job_of_the_guide_composes(words: list[str]) -> None:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        assert compose(words[0], words[1:])
 
 
 LINK = r"\]\((?!http)([^)#]+)\)"
