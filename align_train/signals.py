@@ -40,14 +40,20 @@ _listener = 0  # the process that listens; those forked from it do not
 @contextmanager
 def listening() -> Iterator[None]:
     """Note SIGUSR1 and SIGTERM in this process until the block ends; forget what was noted before."""
-    global _wish, _listener  # a process has one set of handlers
+    global _wish, _listener  # noqa: PLW0603 # a process has one set of handlers
     _wish, _listener = Wish.NOTHING, os.getpid()
     before = {number: signal.signal(number, _note) for number in _WISHES}
     try:
         yield
     finally:
+        _listener = 0
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_listening() -> bool:
+    """Whether this process notes signals."""
+    return os.getpid() == _listener
 
 
 def ask(wish: Wish) -> None:
@@ -74,7 +80,7 @@ def fulfilled() -> None:
 
 
 def work_to_the_end() -> None:
-    """In a process that reads for another: leave signals to that one, which ends both; see LAST_SECONDS."""
+    """In a process that reads for one that listens: leave signals to that one, which ends both; see LAST_SECONDS."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LAST_SECONDS) and None)
 

@@ -19,6 +19,7 @@ from test_resume import result, rows, run
 from align_train import signals
 from align_train.batch import StepBatch
 from align_train.cli import trainers
+from align_train.data import loading
 from align_train.distributed import Ballot, rank
 from align_train.engine import Agreement, AlignTraining, NonFinite, Recovery, budget, read_checkpoint, read_skipped
 from align_train.models.memory import memory_of
@@ -90,6 +91,14 @@ def test_of_two_signals_being_queued_again_wins() -> None:
         assert signals.wish() == Wish.REQUEUE
     with signals.listening():
         assert signals.wish() == Wish.NOTHING
+
+
+def test_only_processes_that_read_for_a_listening_one_are_told() -> None:
+    """Others are ended by SIGTERM as ever, or a script that stops reading would wait for them."""
+    assert not loading._Begin(torch.zeros(1))._heard
+    with signals.listening():
+        assert loading._Begin(torch.zeros(1))._heard
+    assert not signals.is_listening()
 
 
 def test_after_listening_signals_do_what_they_did_before() -> None:

@@ -159,6 +159,7 @@ def test_a_checkpoint_that_is_half_written_never_has_its_name(
 
 
 def test_all_parts_of_a_run_have_one_id(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb.finish()  # what another test of this process has begun
     words = tiny_run("run", "resume=auto", "logger=wandb", "max_steps=4", "checkpoint_every=2", "data.validation=null")
     with monkeypatch.context() as patch:
         killed_at(3, words, patch)

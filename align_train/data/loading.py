@@ -223,16 +223,17 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
 
 
 class _Begin:
-    """Tells a worker process where to note what it reads, and that signals are the training process's to answer.
+    """Tells a worker process where to note what it reads, and to leave signals to a process that listens.
 
     A class, since it must be pickled where processes spawn.
     """
 
     def __init__(self, at_work: Tensor) -> None:
-        self._at_work = at_work
+        self._at_work, self._heard = at_work, signals.is_listening()
 
     def __call__(self, worker: int) -> None:
-        signals.work_to_the_end()
+        if self._heard:
+            signals.work_to_the_end()
         info = get_worker_info()
         assert info is not None
         info.dataset.reading = self._at_work.numpy()[worker : worker + 1]  # type: ignore[attr-defined]

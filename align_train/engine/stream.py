@@ -149,7 +149,7 @@ class StreamData(L.LightningDataModule):
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=2 if self.workers else None,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=_leave_signals if signals.is_listening() else None,
         )
 
 
