@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from align_train import signals
 from align_train.cli.train import train
+from align_train.distributed import rank
 from align_train.shipped import config_folder
 
 
@@ -19,7 +20,7 @@ def main() -> None:
             try:
                 train(config)
             except SystemExit as end:
-                if end.code != signals.Wish.REQUEUE.status:
+                if end.code != (signals.Wish.REQUEUE.status if rank() == 0 else 0):
                     raise
             else:
                 sys.exit("nothing stopped this training")
