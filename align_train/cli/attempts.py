@@ -131,23 +131,21 @@ def note_killed(folder: Path, job: Job, how: str) -> None:
 
 def failures(attempts: Sequence[Attempt]) -> list[Attempt]:
     """Those that failed since the run last came further than before, together with the one that then did."""
-    furthest, failed = -1, list[Attempt]()
-    for each in attempts:
-        reached = -1 if each.reached is None else each.reached
-        if reached > furthest:
-            furthest, failed = reached, []
-        if each.failed:
-            failed.append(each)
-    return failed
+    return [each for each in attempts[max(0, _last_gain(attempts)) :] if each.failed]
 
 
 def idle(attempts: Sequence[Attempt]) -> int:
     """How many starts there were, however they ended, since the last that came further than those before it."""
-    furthest, since = -1, 0
-    for each in attempts:
-        reached = -1 if each.reached is None else each.reached
-        furthest, since = (reached, 0) if reached > furthest else (furthest, since + 1)
-    return since
+    return len(attempts) - 1 - _last_gain(attempts)
+
+
+def _last_gain(attempts: Sequence[Attempt]) -> int:
+    """Which attempt was the last to come further than all before it; -1 where training never began."""
+    furthest, found = -1, -1
+    for number, each in enumerate(attempts):
+        if each.reached is not None and each.reached > furthest:
+            furthest, found = each.reached, number
+    return found
 
 
 def check_failures(attempts: Sequence[Attempt], job: Job | None, most: int) -> None:

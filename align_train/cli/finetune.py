@@ -16,7 +16,7 @@ from align_train.cli.models import save_model
 from align_train.cli.recovering import checkpoint_to_resume
 from align_train.cli.resuming import AUTO
 from align_train.cli.scoring import facts_of, tell, tell_report, write_result
-from align_train.cli.starting import Start, keep_start, kept_start, load_start, weights_of
+from align_train.cli.starting import Start, asked_for, keep_start, kept_start, load_start, weights_of
 from align_train.data.own_pairs import CheckSettings, Findings, OwnPairs, check_pairs, read_findings, report
 from align_train.distributed import rank
 from align_train.engine.agreement import end_if_asked
@@ -91,17 +91,11 @@ def check_folder(config: DictConfig) -> None:
     if not (folder / "pairs" / "findings.json").is_file():
         return
     asked = folder / ASKED
-    if config.resume is None or not asked.is_file() or asked.read_text() != asked_for(config):
+    if config.resume is None or not asked.is_file() or asked.read_text() != OmegaConf.to_yaml(asked_for(config)):
         raise ValueError(
             f"{folder / 'pairs'} is there already, of a run that was stopped before its first checkpoint: take it "
             "away, or name another folder; with the same settings of start, pairs and check, resume=auto goes on"
         )
-
-
-def asked_for(config: DictConfig) -> str:
-    """The settings that the pairs in a run folder were made by, as text."""
-    nodes = {name: OmegaConf.to_container(config[name], resolve=True) for name in ("start", "pairs", "check")}
-    return OmegaConf.to_yaml(OmegaConf.create(nodes))
 
 
 def ready_pairs(config: DictConfig, start: Start) -> Findings:
@@ -112,7 +106,7 @@ def ready_pairs(config: DictConfig, start: Start) -> Findings:
     folder = Path(config.folder) / "pairs"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder.parent / ASKED) as file:
-        file.write(asked_for(config).encode())
+        file.write(OmegaConf.to_yaml(asked_for(config)).encode())
     findings = check_pairs(opened, folder, check, start.model.preprocessing)
     told = list(estimates(config, start.model))
     print(report.text(findings, opened.told, told))

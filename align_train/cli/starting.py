@@ -17,6 +17,8 @@ from align_train.hub import align_node, load_hf, load_parts
 from align_train.models import Align
 from align_train.processes import is_first_process
 
+MADE_BY = ("start", "pairs", "check")  # nodes of the settings that decide what the pairs are
+
 
 @dataclass(frozen=True)
 class Start:
@@ -77,6 +79,11 @@ def keep_start(start: Start, weights: dict[str, Tensor], run: Path) -> None:
             file.write(save(weights, {"sources": json.dumps(start.sources)}))
 
 
+def asked_for(config: DictConfig) -> DictConfig:
+    """The settings that the pairs in a run folder were made by, resolved."""
+    return OmegaConf.create({name: OmegaConf.to_container(config[name], resolve=True) for name in MADE_BY})
+
+
 def kept_start(config: DictConfig, checkpoint: Path) -> Start:
     """The start of a run that is resumed from a checkpoint, as it was.
 
@@ -85,8 +92,9 @@ def kept_start(config: DictConfig, checkpoint: Path) -> Start:
     """
     run = Path(config.folder)
     recipe = OmegaConf.create(read_checkpoint(checkpoint, mmap=True)["recipe"])
-    for name in ("start", "pairs", "check"):
-        if recipe[name] != OmegaConf.create(OmegaConf.to_yaml(config[name], resolve=True)):
+    asked = asked_for(config)
+    for name in MADE_BY:
+        if recipe[name] != asked[name]:
             raise ValueError(
                 f"resume={run} goes on with the pairs and the start that it has: leave out what changes {name}, or "
                 "begin another run"

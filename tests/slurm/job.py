@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from slurm.cluster import Cluster
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
+TOLD = 20_000  # characters of a log that a failure shows: tracebacks of several ranks
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Job:
             late = time.monotonic() > limit
             if (late or self.state().ended) and not condition():
                 why = f"did not come within {seconds:.0f} s" if late else "had not come when the job ended"
-                raise AssertionError(f"job {self.id}: {what} {why}\n{self.state()}\n{self.log}:\n{self.text()[-5000:]}")
+                raise AssertionError(f"job {self.id}: {what} {why}\n{self.state()}\n{self.log}:\n{self.text()[-TOLD:]}")
             time.sleep(0.05)
 
     def wait_for(self, pattern: str, seconds: float = 60, times: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from align_train.cli.doctor.wording import line
 from align_train.data.inspection.pairs import CaptionFacts, PairFacts, Spread
 from align_train.data.inspection.sources import Epoch, SpeedFacts
 from align_train.data.inspection.verdict import Findings, broken_shards
@@ -15,7 +16,7 @@ def report(
     found: Mapping[str, Findings], sequences: Mapping[str, Epoch], speed: SpeedFacts | None, max_tokens: int
 ) -> str:
     """All of it as text, source by source, then the speed."""
-    lines = [line for name, facts in found.items() for line in _source(name, facts, max_tokens)]
+    lines = [each for name, facts in found.items() for each in _source(name, facts, max_tokens)]
     return "\n".join([*lines, *_speed(found, sequences, speed)])
 
 
@@ -24,37 +25,37 @@ def _source(name: str, facts: Findings, max_tokens: int) -> Iterator[str]:
     broken = broken_shards(facts)
     yield f"{name}"
     looked = "all" if shards.asked == shards.count else f"{shards.asked:,}"
-    yield _line("shards", f"{shards.count:,}; {looked} were looked for: {shards.bytes / 1e6:,.1f} MB")
-    yield _line("", f"broken: {len(broken) or 'none'}")
-    yield from (_line("", f"  {shard}: {why.removeprefix(f'{shard}: ')}") for shard, why in list(broken.items())[:MOST])
+    yield line("shards", f"{shards.count:,}; {looked} were looked for: {shards.bytes / 1e6:,.1f} MB")
+    yield line("", f"broken: {len(broken) or 'none'}")
+    yield from (line("", f"  {shard}: {why.removeprefix(f'{shard}: ')}") for shard, why in list(broken.items())[:MOST])
     if len(broken) > MOST:
-        yield _line("", "  and others, see doctor.json")
+        yield line("", "  and others, see doctor.json")
     opened_of = "all" if opened.shards == shards.count else f"{opened.shards:,} of {shards.count:,}"
-    yield _line("opened", f"{opened_of} shards: {opened.usable:,} usable pairs")
-    yield _line("", f"left out by rules: {Tally(opened.filtered).described()}")
-    yield _line("", f"unusable: {Tally(opened.lost).described()}")
+    yield line("opened", f"{opened_of} shards: {opened.usable:,} usable pairs")
+    yield line("", f"left out by rules: {Tally(opened.filtered).described()}")
+    yield line("", f"unusable: {Tally(opened.lost).described()}")
     low, high, mean = (opened.per_shard[which] for which in ("min", "max", "mean"))
-    yield _line("", f"usable pairs a shard: mean {mean:,.1f}, min {low:,}, max {high:,}")
-    yield _line("", f"an epoch has {'about ' * opened.estimated}{opened.epoch_pairs:,} pairs")
+    yield line("", f"usable pairs a shard: mean {mean:,.1f}, min {low:,}, max {high:,}")
+    yield line("", f"an epoch has {'about ' * opened.estimated}{opened.epoch_pairs:,} pairs")
     share = f" ({pairs.usable / pairs.read:.1%})" if pairs.read else ""
-    yield _line("pairs", f"{pairs.read:,} read, {pairs.usable:,} usable{share}")
+    yield line("pairs", f"{pairs.read:,} read, {pairs.usable:,} usable{share}")
     for reason, count in pairs.unusable.items():
-        yield _line("", f"{reason}: {count}, such as {pairs.examples[reason]}")
+        yield line("", f"{reason}: {count}, such as {pairs.examples[reason]}")
     if pairs.usable:
         yield from _images(pairs)
         yield from _captions(facts.captions, max_tokens)
     again = ", ".join(f"{what} {found['count']:,}" for what, found in facts.repeats.items())
-    yield _line("repeats", f"of what was looked at: {again}")
+    yield line("repeats", f"of what was looked at: {again}")
     for what, found in facts.repeats.items():
         if found["count"]:
-            yield _line("", f"{what}, such as {_cut(found['example'])}")
+            yield line("", f"{what}, such as {_cut(found['example'])}")
     yield ""
 
 
 def _images(pairs: PairFacts) -> Iterator[str]:
-    yield _line("", f"formats: {Tally(pairs.formats).described()}")
+    yield line("", f"formats: {Tally(pairs.formats).described()}")
     for what, spread in (("width", pairs.width), ("height", pairs.height), ("bytes", pairs.bytes)):
-        yield _line("", f"{what}: {_spread(spread)}")
+        yield line("", f"{what}: {_spread(spread)}")
 
 
 def _captions(captions: CaptionFacts, max_tokens: int) -> Iterator[str]:
@@ -62,27 +63,27 @@ def _captions(captions: CaptionFacts, max_tokens: int) -> Iterator[str]:
         ("words", captions.words, captions.word_bins),
         ("tokens", captions.tokens, captions.token_bins),
     ):
-        yield _line("captions" if what == "words" else "", f"{what}: {_spread(spread)}")
+        yield line("captions" if what == "words" else "", f"{what}: {_spread(spread)}")
         most = max(bins.values(), default=1)
         for name, count in bins.items():
-            yield _line("", f"{name:>8} {count:>6} {'#' * -(-BAR * count // most)}")
-    yield _line("", f"cut at {max_tokens} tokens: {captions.cut:.1%}; unknown tokens ([UNK]): {captions.unknown:.1%}")
+            yield line("", f"{name:>8} {count:>6} {'#' * -(-BAR * count // most)}")
+    yield line("", f"cut at {max_tokens} tokens: {captions.cut:.1%}; unknown tokens ([UNK]): {captions.unknown:.1%}")
     for caption, count in captions.frequent.items():
-        yield _line("", f"{count:>5} times {_cut(caption)}")
+        yield line("", f"{count:>5} times {_cut(caption)}")
 
 
 def _speed(found: Mapping[str, Findings], sequences: Mapping[str, Epoch], speed: SpeedFacts | None) -> Iterator[str]:
     if speed is None:
-        yield _line("speed", "not measured")
+        yield line("speed", "not measured")
         return
-    yield _line(
+    yield line(
         "speed",
         f"{speed.images_per_second:,.0f} images/s in {speed.batches} batches of {speed.batch_size}: reading alone, "
         "on this machine, for one rank, without a model",
     )
     about = "about " if any(facts.opened.estimated for facts in found.values()) else ""
     for name, seconds in speed.epoch_seconds(sequences).items():
-        yield _line("", f"an epoch of {name} ({about}{sequences[name].pairs:,} pairs) takes about {_duration(seconds)}")
+        yield line("", f"an epoch of {name} ({about}{sequences[name].pairs:,} pairs) takes about {_duration(seconds)}")
 
 
 def _spread(spread: Spread) -> str:
@@ -101,7 +102,3 @@ def _duration(seconds: float) -> str:
 def _cut(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-
-
-def _line(name: str, text: str) -> str:
-    return f"  {name:<9} {text}".rstrip()

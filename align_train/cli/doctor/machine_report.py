@@ -4,32 +4,33 @@ from collections.abc import Iterator
 
 from align_train.cli.doctor.host import HostFacts
 from align_train.cli.doctor.machine import Machine, NodeShards
+from align_train.cli.doctor.wording import line, ranks
 
 SHOWN = ("align-train", "python", "torch", "cuda", "nccl", "lightning", "transformers")  # the others: doctor.json
 
 
 def machine_report(machine: Machine) -> str:
     """All of it as text."""
-    lines = [line for host, numbers in machine.hosts.items() for line in _host(machine, host, numbers)]
+    lines = [each for host, numbers in machine.hosts.items() for each in _host(machine, host, numbers)]
     return "\n".join([*lines, *_between(machine)])
 
 
 def _host(machine: Machine, host: str, numbers: list[int]) -> Iterator[str]:
     facts = machine.ranks[numbers[0]]
-    yield f"{host}: rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-    yield _line("cores", f"{_cores(machine, numbers)}; {facts.open_files:,} open files a process")
-    yield _line("memory", _room(facts.memory.free, facts.memory.total) + _shared(facts))
+    yield f"{host}: {ranks(numbers)}"
+    yield line("cores", f"{_cores(machine, numbers)}; {facts.open_files:,} open files a process")
+    yield line("memory", _room(facts.memory.free, facts.memory.total) + _shared(facts))
     devices = [device for number in numbers for device in machine.ranks[number].devices]
     told = [f"{gpu.name}: {_room(gpu.free, gpu.total)}" for gpu in devices] if machine.backend == "nccl" else []
     for number, device in enumerate(told or dict.fromkeys(device.name for device in devices)):
-        yield _line("" if number else "devices", device)
+        yield line("" if number else "devices", device)
     if facts.unused:
-        yield _line("", f"GPUs that torch cannot use: {facts.unused}")
+        yield line("", f"GPUs that torch cannot use: {facts.unused}")
     if (seen := machine.shards.get(host)) is not None:
-        yield _line("shards", _shards(seen))
+        yield line("shards", _shards(seen))
     if len(machine.ranks) > 1:
         ahead = max((machine.clocks[number] for number in numbers), key=abs)
-        yield _line("clock", f"{ahead:+,.3f} s from that of rank 0")
+        yield line("clock", f"{ahead:+,.3f} s from that of rank 0")
 
 
 def _cores(machine: Machine, numbers: list[int]) -> str:
@@ -62,18 +63,14 @@ def _between(machine: Machine) -> Iterator[str]:
     same = all(facts.versions == first.versions for facts in machine.ranks)
     shown = ", ".join(f"{name} {first.versions[name]}" for name in SHOWN if name in first.versions)
     where = ("the same on all ranks" if same else "not the same on all ranks") if many else ""
-    yield _line("versions", "; ".join(filter(None, (shown, where))))
+    yield line("versions", "; ".join(filter(None, (shown, where))))
     writable = sum(not facts.error for facts in machine.folders)
     seen = sum(facts.shares for facts in machine.folders)
     told = f"; {writable} of {len(machine.ranks)} ranks write there, {seen} see what rank 0 wrote" if many else ""
-    yield _line("folder", f"{machine.folder}: {machine.folders[0].free / 1e9:,.1f} GB free{told}")
-    yield _line("", f"the checkpoints that a run keeps take {needs.checkpoints / 1e9:,.2f} GB")
+    yield line("folder", f"{machine.folder}: {machine.folders[0].free / 1e9:,.1f} GB free{told}")
+    yield line("", f"the checkpoints that a run keeps take {needs.checkpoints / 1e9:,.2f} GB")
     if machine.bandwidth is not None:
         milliseconds = 1000 * (len(machine.ranks) - 1) * needs.gather / machine.bandwidth
         speed = f"{machine.bandwidth / 1e9:,.3g} GB/s ({machine.backend})"
-        yield _line("gather", f"{speed}: {needs.gather / 1e6:,.3g} MB of each rank reach all in {milliseconds:,.3g} ms")
+        yield line("gather", f"{speed}: {needs.gather / 1e6:,.3g} MB of each rank reach all in {milliseconds:,.3g} ms")
     yield ""
-
-
-def _line(name: str, text: str) -> str:
-    return f"  {name:<9} {text}".rstrip()

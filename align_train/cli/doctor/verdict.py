@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from align_train.cli.doctor.machine import KEPT, READ_SECONDS, Machine, ranks_by
+from align_train.cli.doctor.wording import ranks
 
 SKEW = 60.0  # seconds between two clocks; beyond them logs cannot be put in order, and certificates look expired
 FILES = 1024  # that a process may have open, at least: shards, workers, connections
@@ -71,7 +72,7 @@ def _devices(machine: Machine) -> Iterator[str]:
         room, need = facts.shared_memory, machine.needs.pixels * len(numbers)
         if room and room.free < need:
             yield (
-                f"{host}: /dev/shm has {room.free / 1e9:,.2f} GB free, and the workers of its {_ranks(numbers)} hand "
+                f"{host}: /dev/shm has {room.free / 1e9:,.2f} GB free, and the workers of its {ranks(numbers)} hand "
                 f"over at least {need / 1e9:,.2f} GB by it at a step: enlarge it (docker --shm-size, or a mount "
                 "option), or set data.reading.use=threads"
             )
@@ -125,10 +126,5 @@ def _shards(machine: Machine) -> Iterator[str]:
 
 def _on(machine: Machine, numbers: Sequence[int]) -> str:
     """Hosts with their ranks: `node1 (ranks 0, 1)`."""
-    parts = ((host, [number for number in ranks if number in numbers]) for host, ranks in machine.hosts.items())
-    return ", ".join(f"{host} ({_ranks(ranks)})" for host, ranks in parts if ranks)
-
-
-def _ranks(numbers: Sequence[int]) -> str:
-    """`rank 0`, `ranks 0, 1`."""
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    parts = ((host, [number for number in here if number in numbers]) for host, here in machine.hosts.items())
+    return ", ".join(f"{host} ({ranks(here)})" for host, here in parts if here)
