@@ -34,11 +34,15 @@ class Pace:
         """True once the rank that stands there knows of a signal."""
         return any(self.folder.glob(f"signalled-{step}-*"))
 
-    def release(self, step: int | str = "*") -> None:
-        """Let all that stand in that step go on; all of them, and forget what was, without one."""
-        for what in ("hold", "held", "signalled") if step == "*" else ("hold",):
-            for file in self.folder.glob(f"{what}-{step}-*"):
-                file.unlink()
+    def release(self, step: int) -> None:
+        """Let all that stand in that step go on."""
+        for file in self.folder.glob(f"hold-{step}-*"):
+            file.unlink()
+
+    def forget(self) -> None:
+        """Ask for nothing, and know of nothing, of what a test before may have left."""
+        for file in self.folder.iterdir():
+            file.unlink()
 
     def fail(self, step: int) -> None:
         """Let the first rank fail whenever it comes to that step."""

@@ -36,7 +36,7 @@ def submit(running_cluster: Cluster, words: Callable[..., list[str]], pace: Pace
     """Submit slurm/train.sbatch for a paced training."""
 
     def submitted(folder: Path, *more: str, options: tuple[str, ...] = TWO_NODES, script: Path = TRAIN) -> Job:
-        pace.release()
+        pace.forget()
         given = words("training._target_=slurm.paced.PacedTraining", f"max_steps={STEPS}", "validate_every=10", *more)
         export = f"--export=ALL,PACE={pace.folder},PYTHONPATH={HERE.parent},PYTHON={sys.executable}"
         return running_cluster.submit(script, *given, options=(*options, export), folder=folder)
