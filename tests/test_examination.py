@@ -193,6 +193,25 @@ def test_a_resumed_run_knows_the_best_score_of_before(examined: Overrides, monke
     assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 2
 
 
+@pytest.mark.parametrize("stop", [4, 6, 8])
+def test_exams_that_a_resume_makes_up_for_count_for_the_best_checkpoint_and_for_the_patience(
+    examined: Overrides, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    scored(monkeypatch, {2: 0.5, 4: 0.9, 6: 0.3, 8: 0.2, 10: 0.1})
+    lengths = ("max_steps=12", "examine_every=2", "checkpoint_every=2", "data.validation=null")
+    words = examined("run", *lengths, "best.by=exam/drawn/fit", "best.patience=2")
+    folder = Path(words[2].partition("=")[2])
+    with monkeypatch.context() as patch:
+        stopped_at(stop, patch)
+        with pytest.raises(SystemExit):
+            run(words)
+    assert read_checkpoint(folder)["global_step"] == stop
+    run([*words, f"resume={folder}"])
+    assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 4
+    assert json.loads((folder / "result.json").read_text())["steps"] == 8
+    assert list(scores(folder, "fit")) == [2, 4, 6, 8]
+
+
 def test_data_that_are_not_there_are_told_before_training(examined: Overrides) -> None:
     typo = EXAM.format("typo").replace("+exams.drawn", "+exams.other")
     with pytest.raises(OSError, match="exam other: no shard matches 'typo/"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from align_train.batch import StepBatch
 from align_train.data import AlignInputs
@@ -60,12 +61,16 @@ class Examination(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look whether the exams' data are there; after a stop that did not wait for the exams of its step, take them.
 
+        What looks at exams after a step, all of which comes later among the callbacks, looks at these as well.
+
         Raises:
             ValueError: data are not what an exam needs, now instead of after hours.
         """
         check_exams(self._exams)
         if trainer.global_step and self._due(trainer) and self._last != trainer.global_step:
             self._take(trainer, pl_module)
+            for callback in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:
+                callback.on_train_batch_end(trainer, pl_module, None, None, -1)
         elif self._exams and self._tuned and not trainer.global_step:
             self._take(trainer, pl_module)
             self.before = self._taken.entries
@@ -77,7 +82,6 @@ class Examination(L.Callback):
         if not self._due(trainer) or trainer.should_stop:
             return
         self._take(trainer, pl_module)
-        pl_module.log_dict(self._untold, logger=False)  # for the checkpoints; loggers wait for the step's own row
 
     def _due(self, trainer: L.Trainer) -> bool:
         """At every so many steps, and at the last one of a fine-tuning, where `at_end` is not asked for."""
@@ -94,6 +98,8 @@ class Examination(L.Callback):
         self._taken = Taken(taken.entries, {})  # embeddings to draw from are not to stay in memory
         self._untold = metrics_of(taken.entries)
         self._last = trainer.global_step
+        # for what chooses by them; loggers wait for the step's own row
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._untold.items()})
         if rank() == 0:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in self._untold.items() if is_known_by(name))
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)

@@ -31,8 +31,11 @@ class StopOnPlateau(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Judge, if an exam was taken after this step. `Examination` comes before this among the callbacks."""
-        if self._every and trainer.global_step % self._every == 0:
+        """Judge, if an exam was taken after this step: a run that was told to stop leaves it to the next start.
+
+        `Examination` comes before this among the callbacks.
+        """
+        if self._every and trainer.global_step % self._every == 0 and not trainer.should_stop:
             self._judge(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,8 +53,6 @@ class StopOnPlateau(L.Callback):
 
     def _judge(self, trainer: L.Trainer) -> None:
         if trainer.global_step < self._first:
-            return
-        if self._metric not in trainer.callback_metrics:  # a run that was told to stop did not take it
             return
         value = self._sign * trainer.callback_metrics[self._metric].item()
         self._best, self._without = (value, 0) if value > self._best else (self._best, self._without + 1)
