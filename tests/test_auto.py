@@ -167,7 +167,8 @@ def test_all_parts_of_a_run_have_one_id(tiny_run: Overrides, monkeypatch: pytest
     folder = folder_of(words)
     run(words)
     number = (folder / "run_id").read_text()
-    parts = {path.name.rpartition("-")[2] for path in (folder / "wandb").glob("offline-run-*")}
+    # offline-run-TIME-ID; the second of two within one second has another -1 after it
+    parts = {path.name.split("-")[3] for path in (folder / "wandb").glob("offline-run-*")}
     assert parts == {number}
     wandb.finish()
     other = run(tiny_run("other", "max_steps=3", "data.validation=null"))

@@ -133,7 +133,7 @@ def test_a_training_survives_whatever_happens_to_its_job(
     assert job.state().restarts == len(attempts) - 1 == 6
     assert [each.first_step for each in attempts] == [0, 6, 10, 12, 15, 16, 22]
     assert len(re.findall("again: yes", job.text())) == 4  # the others were Slurm's doing
-    assert len({path.name.rpartition("-")[2] for path in run.glob("wandb/offline-run-*")}) == 1
+    assert len({path.name.split("-")[3] for path in run.glob("wandb/offline-run-*")}) == 1
 
 
 def test_another_number_of_nodes_goes_on_with_the_same_pairs(
