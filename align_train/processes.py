@@ -29,7 +29,7 @@ def check_job_name() -> None:
     if several and name in ("bash", "interactive"):
         raise ValueError(
             f"the job's name is {name}, and Lightning takes no notice of Slurm in jobs of that name, in training too: "
-            "give srun --job-name=align"
+            "give srun --job-name=align, or sbatch --job-name=align where sbatch was given the job"
         )
 
 

@@ -22,6 +22,7 @@ from align_train.cli import trainers
 from align_train.data import loading
 from align_train.distributed import Ballot, rank
 from align_train.engine import Agreement, AlignTraining, NonFinite, Recovery, budget, read_checkpoint, read_skipped
+from align_train.engine.agreement import check_beginning
 from align_train.models.memory import memory_of
 from align_train.signals import Wish
 
@@ -152,7 +153,8 @@ def test_the_first_ranks_clock_saves_between_the_steps_that_do(
     monkeypatch.setattr(AlignTraining, "on_train_batch_start", a_minute_goes_by)
     more = ("max_steps=8", "checkpoint_every=4", "recovery.checkpoint_minutes=2.5", "data.validation=null")
     run(tiny_run("run", *more))
-    assert saved == [3, 4, 7, 8, 8]  # by time, by steps, by time, by steps, at the end
+    # by time, by steps, by time, before what follows the last step, by steps, at the end
+    assert saved == [3, 4, 7, 8, 8, 8]
 
 
 def count(number: int, folder: Path) -> None:
@@ -161,6 +163,9 @@ def count(number: int, folder: Path) -> None:
     ballots = [Ballot(torch.tensor([float(number), float(-number), float(turn)])) for turn in range(3)]
     torch.distributed.all_reduce(torch.ones(1))
     (folder / str(number)).write_text(json.dumps([ballot.result() for ballot in ballots]))
+    check_beginning(7, torch.device("cpu"))
+    with pytest.raises(OSError, match=f"go on from steps 2 to 3, this one from {2 + number}: a checkpoint could not"):
+        check_beginning(2 + number, torch.device("cpu"))
     torch.distributed.destroy_process_group()
 
 
@@ -234,8 +239,9 @@ def test_a_loss_that_never_is_a_number_ends_the_run(tiny_run: Overrides, monkeyp
     assert [each.rolled_back_to for each in read_skipped(folder_of(words))] == [0, 0]
 
 
+@pytest.mark.parametrize("ended_by", ["max_steps", "patience"])
 def test_weights_that_the_last_step_broke_are_gone_back_from_too(
-    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, ended_by: str
 ) -> None:
     plain, broken = AlignTraining.optimizer_step, list[int]()
 
@@ -246,7 +252,17 @@ def test_weights_that_the_last_step_broke_are_gone_back_from_too(
             torch.nn.init.constant_(next(self.model.parameters()), float("inf"))
 
     monkeypatch.setattr(AlignTraining, "optimizer_step", optimizer_step)
-    folder = run(tiny_run("run", *MORE))
+    words = tiny_run("run", *MORE)
+    if ended_by == "patience":
+        words.append("max_steps=9")
+        stop = AlignTraining.on_train_batch_end
+
+        def on_train_batch_end(self: AlignTraining, *given: Any) -> None:
+            stop(self, *given)
+            self.trainer.should_stop = self.trainer.global_step == 5
+
+        monkeypatch.setattr(AlignTraining, "on_train_batch_end", on_train_batch_end)
+    folder = run(words)
     assert [(each.last_step, each.rolled_back_to) for each in read_skipped(folder)] == [(4, 4)]
     assert "is not finite at step 5" in read_skipped(folder)[0].reason
     assert result(folder)["steps"] == 5

@@ -3,15 +3,27 @@
 import json
 import multiprocessing
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align_train.cli import again
-from align_train.cli.attempts import DONE, Attempt, attempt, begin, failures, read_attempts, write_attempts
+from align_train.cli.attempts import (
+    DONE,
+    Attempt,
+    attempt,
+    begin,
+    end_unsettled,
+    failures,
+    read_attempts,
+    told_failures,
+    write_attempts,
+)
 from align_train.cli.jobs import Job
 from align_train.cli.run_folders import folder_of, last_folder
 from align_train.engine import Heartbeat
@@ -80,6 +92,23 @@ def test_each_start_is_noted_with_how_it_ended(tmp_path: Path) -> None:
     assert all(each.ended and each.most_failures == 3 for each in found)
 
 
+def test_a_missing_file_is_a_wrong_path_until_a_start_has_trained(tmp_path: Path) -> None:
+    def missing(turn: int, steps: str = "") -> bool:
+        with pytest.raises(FileNotFoundError), attempt(tmp_path, job(turn), 9):
+            fail(FileNotFoundError("no shard matches"), tmp_path, steps)
+        return read_attempts(tmp_path)[-1].for_good
+
+    assert missing(0)
+    assert not missing(1, "0 3\n")
+    assert not missing(2)
+
+
+def test_equal_reasons_are_told_once() -> None:
+    killed = [Attempt("", "", 1), Attempt("", "", 1), Attempt("", "", 1, how="OSError: disk")]
+    assert told_failures(killed) == "3 attempts in a row ended before training began (killed, 2 times; OSError: disk)"
+    assert told_failures(killed[:1]) == "1 attempt ended before training began (killed)"
+
+
 def test_an_attempt_that_was_killed_says_how_far_it_came(tmp_path: Path) -> None:
     begin(tmp_path, job())
     (tmp_path / "steps.txt").write_text("10 42\n")
@@ -94,33 +123,134 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         read_attempts(tmp_path)
 
 
-def hold(folder: Path, held: Any, go: Any) -> None:
-    with attempt(folder, None, 3):
+Holding = Callable[[Path, Job | None], AbstractContextManager[Any]]
+
+
+def hold(folder: Path, of: Job | None, held: Any, go: Any) -> None:
+    with attempt(folder, of, 3):
+        (folder / "steps.txt").write_text("0 57")
         held.set()
         go.wait(60)
 
 
-def test_two_processes_are_not_at_one_run(tmp_path: Path) -> None:
+@pytest.fixture
+def holding() -> Holding:
+    """Another process that is at a run; it ends with the block."""
     context = multiprocessing.get_context("forkserver")
-    held, go = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path, held, go))
-    other.start()
-    try:
-        assert held.wait(60)
-        with (
-            pytest.raises(ValueError, match=r"another process is at the run .*end it, or name"),
-            attempt(tmp_path, job(), 3),
-        ):
-            pass
-        # but a job that was queued again does not wait for a node that no longer answers
-        write_attempts(tmp_path, [replace(read_attempts(tmp_path)[0], job=job().whose)])
-        with attempt(tmp_path, job(1), 3):
-            pass
-    finally:
-        go.set()
-        other.join()
+
+    @contextmanager
+    def start(folder: Path, of: Job | None) -> Iterator[Any]:
+        held, go = context.Event(), context.Event()
+        other = context.Process(target=hold, args=(folder.absolute(), of, held, go))
+        other.start()
+        try:
+            assert held.wait(60)
+            yield other
+        finally:
+            go.set()
+            other.join()
+
+    return start
+
+
+def test_two_processes_are_not_at_one_run(tmp_path: Path, holding: Holding) -> None:
+    with holding(tmp_path, None):
+        for of in (None, job(), job(1)):
+            with (
+                pytest.raises(ValueError, match=r"another process is at the run .*end it, or name"),
+                attempt(tmp_path, of, 3),
+            ):
+                pass
     with attempt(tmp_path, None, 3):
         pass
+    assert [each.how for each in read_attempts(tmp_path)] == [DONE, DONE]
+
+
+def test_a_job_that_was_queued_again_does_not_wait_for_a_node_that_no_longer_answers(
+    tmp_path: Path, holding: Holding
+) -> None:
+    killed = replace(ended(3), job={}, ended=None)  # long before, by a stranger
+    write_attempts(tmp_path, [killed])
+    (tmp_path / "steps.txt").write_text("0 3")
+    with holding(tmp_path, job()):
+        begin(tmp_path, job(1))
+        with pytest.raises(RuntimeError, match="x"), attempt(tmp_path, job(1), 3):
+            raise RuntimeError("x")
+        with attempt(tmp_path, job(1, SLURM_STEP_ID="1"), 3):  # the next srun of the script
+            pass
+        noted = read_attempts(tmp_path)
+        write_attempts(tmp_path, [*noted, replace(killed, host="node2", job=job().whose, turn=[1, 2])])
+        with pytest.raises(ValueError, match="begun on node2"), attempt(tmp_path, job(1, SLURM_STEP_ID="3"), 3):
+            pass
+    # that node comes back, and what it notes is noted where it belongs
+    assert [(each.reached, each.how) for each in read_attempts(tmp_path)] == [
+        (3, ""),
+        (57, DONE),
+        (None, "RuntimeError: x"),
+        (None, DONE),
+        (None, ""),
+    ]
+
+
+@pytest.mark.usefixtures("in_job")
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("restart", [0, 1])
+def test_two_sruns_of_a_job_are_not_at_one_run_at_once(holding: Holding, named: bool, restart: int) -> None:
+    first, second = job(restart), job(restart, SLURM_STEP_ID="1", SLURM_SRUN_COMM_PORT="2")
+    folder = Path("outputs/slurm/b7-7")
+    write_attempts(folder, [ended(None)])
+    if restart:
+        write_attempts(folder, [replace(ended(None), ended=None)])  # killed
+    with holding(folder, first):
+        running = read_attempts(folder)
+        told = f"begun on {re.escape(running[-1].host)} at {re.escape(running[-1].began)} UTC: end it"
+        with pytest.raises(ValueError, match=told), attempt(folder if named else folder_of(second), second, 3):
+            pass
+        assert read_attempts(folder) == running
+        assert (running[-1].reached, running[-1].ended) == (57, None)
+    assert [(list(each.turn), each.how) for each in read_attempts(folder)[1:]] == [([restart, 0], DONE)]
+    assert folder_of(second) == folder  # one after the other they may be
+    with attempt(folder, second, 3):
+        pass
+    assert [(list(each.turn), each.how) for each in read_attempts(folder)[2:]] == [([restart, 1], DONE)]
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_second_srun_goes_on_after_one_that_was_killed() -> None:
+    context = multiprocessing.get_context("forkserver")
+    held, go = context.Event(), context.Event()
+    folder, second = Path("outputs/slurm/b7-7"), job(SLURM_STEP_ID="1")
+    other = context.Process(target=hold, args=(folder.absolute(), job(), held, go))
+    other.start()
+    assert held.wait(60)
+    other.kill()
+    other.join()
+    with attempt(folder_of(second), second, 3):
+        pass
+    assert [(each.reached, each.told()) for each in read_attempts(folder)] == [(57, "killed"), (None, DONE)]
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_run_is_another_processs_no_more_once_its_settings_have_failed(holding: Holding) -> None:
+    folder = folder_of(job())
+    end_unsettled(folder, "ValueError: x")
+    with holding(folder, None):
+        pass
+    assert [each.how for each in read_attempts(folder)] == ["no settings, ValueError: x", DONE]
+
+
+@pytest.mark.parametrize("steps", [b"\0" * 15, b"10", b"", b"10 4\0\0", b"\xff\xfe 1", b"1 2 3"])
+def test_damaged_steps_are_unknown(tmp_path: Path, steps: bytes) -> None:
+    begin(tmp_path, job())
+    (tmp_path / "steps.txt").write_bytes(steps)
+    assert [(each.first_step, each.reached) for each in read_attempts(tmp_path)] == [(None, None)]
+    heart, trainer = Heartbeat(tmp_path), SimpleNamespace(global_step=7)
+    heart.on_train_start(trainer, None)  # type: ignore[arg-type]
+    heart.on_train_end(trainer, None)  # type: ignore[arg-type]
+    assert [(each.first_step, each.reached) for each in read_attempts(tmp_path)] == [(7, 7)]
+    (tmp_path / "steps.txt").write_bytes(steps)
+    begin(tmp_path, job(1))
+    assert [each.reached for each in read_attempts(tmp_path)] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -321,8 +451,13 @@ def test_the_heartbeat_says_where_training_began_and_where_it_is(tmp_path: Path)
     write_attempts(tmp_path, begun)
     assert (read_attempts(tmp_path)[0].first_step, read_attempts(tmp_path)[0].reached) == (1000, 1001)
     heart.on_exception(trainer, None, ValueError())  # type: ignore[arg-type]
-    trainer.global_step = 900  # back to a checkpoint
+    trainer.global_step = 900  # back to a checkpoint, with a new trainer
+    heart = Heartbeat(tmp_path)
     heart.on_train_start(trainer, None)  # type: ignore[arg-type]
-    assert (read_attempts(tmp_path)[0].first_step, read_attempts(tmp_path)[0].reached) == (1000, 900)
+    assert (read_attempts(tmp_path)[0].first_step, read_attempts(tmp_path)[0].reached) == (1000, 1001)
+    for step, furthest in ((1001, 1001), (1002, 1002)):
+        trainer.global_step = step
+        heart.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
+        assert read_attempts(tmp_path)[0].reached == furthest
     heart.on_train_end(trainer, None)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "attempts.json").read_text())[0]["reached"] is None

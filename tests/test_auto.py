@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,19 @@ def killed() -> None:
     raise Killed
 
 
+def unreadable(*given: Any, **named: Any) -> None:
+    raise OSError("the disk is away")
+
+
 def killed_at(step: int, words: list[str], patch: pytest.MonkeyPatch) -> None:
     at_step(step, killed, patch)
     with pytest.raises(Killed):
         run(words)
+
+
+def at(module: AlignTraining, step: int, do: Callable[[], None], plain: Callable[[AlignTraining], None]) -> None:
+    """Do that in the place of what is plain, at a step."""
+    do() if module.trainer.global_step == step else plain(module)
 
 
 def test_the_same_words_begin_go_on_and_end(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,20 +75,21 @@ def test_a_run_that_is_done_is_left_as_it_is(tiny_run: Overrides, capsys: pytest
     assert (folder / "report.md").is_file()
 
 
-@pytest.mark.parametrize("stop", ["signal", "kill", "kill after"])
+@pytest.mark.parametrize(("stop", "step"), [("signal", 2), ("signal", 6), ("kill", 2), ("kill", 6), ("kill after", 4)])
 def test_a_stop_at_a_validation_changes_neither_rows_nor_the_best(
-    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, stop: str
+    tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch, stop: str, step: int
 ) -> None:
     """The shipped layout: saves and validations at the same steps, rows at some."""
     more = ("checkpoint_every=2", "validate_every=2", "trainer.log_every_n_steps=2", "resume=auto")
     whole, words = run(tiny_run("whole", *more)), tiny_run("run", *more)
     with monkeypatch.context() as patch:
         if stop == "signal":
-            at_step(1, lambda: signals.ask(Wish.REQUEUE), patch)
+            at_step(step - 1, lambda: signals.ask(Wish.REQUEUE), patch)
         elif stop == "kill":
-            patch.setattr(AlignTraining, "on_validation_epoch_end", lambda self: killed())
+            plain = AlignTraining.on_validation_epoch_end
+            patch.setattr(AlignTraining, "on_validation_epoch_end", partialmethod(at, step, killed, plain))
         else:
-            at_step(3, killed, patch)
+            at_step(step - 1, killed, patch)
         with pytest.raises((Killed, SystemExit)):
             run(words)
     folder = run(words)
@@ -103,7 +114,7 @@ def test_a_signal_near_the_end_leaves_the_rest_to_the_next_start(
         else:
             plain = Examination.at_end
             patch.setattr(Examination, "at_end", lambda *given: (signals.ask(Wish.REQUEUE), plain(*given))[1])
-        with pytest.raises(signals.Asked) as end:
+        with pytest.raises(SystemExit) as end:
             run(words)
     signals.fulfilled()
     assert end.value.code == 75
@@ -132,6 +143,10 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(
     assert "last.ckpt is not a readable checkpoint" in caplog.text
     run(words)
     assert [row["loss"] for row in rows(folder)] == [row["loss"] for row in rows(run(tiny_run("whole")))]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", unreadable)
+        with pytest.raises(OSError, match="the disk is away"):  # no reason to go back further, or to give up for good
+            newest_checkpoint(folder)
     best.write_bytes(b"")
     last.write_bytes(b"")
     with pytest.raises(ValueError, match=r"nothing to go on from: .*best\.ckpt.*; .*last\.ckpt"):
@@ -214,7 +229,7 @@ def test_a_job_is_stopped_and_goes_on_by_the_same_command(
         with pytest.raises(SystemExit) as end:
             main(words)
     assert end.value.code == 75
-    assert "stopped by SIGUSR1 at step 3; go on with: align-train train resume=" in capsys.readouterr().out
+    assert f"stopped by SIGUSR1 at step 3; run folder {tmp_path / 'outputs/slurm/b7-7'}" in capsys.readouterr().out
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     main(words)
     folder = tmp_path / "outputs" / "slurm" / "b7-7"

@@ -23,10 +23,12 @@ from reading import sources, write_tar
 from align_train.cli.doctor import host as doctor_host
 from align_train.cli.doctor import machine as doctor_machine
 from align_train.cli.doctor import ranks as doctor_ranks
+from align_train.cli.doctor import shards as doctor_shards
 from align_train.cli.doctor.host import HostFacts, Room, host_facts, unused_gpus
-from align_train.cli.doctor.machine import FolderFacts, Machine, Needs, NodeShards, look_at_machine
+from align_train.cli.doctor.machine import FolderFacts, Machine, Needs, look_at_machine
 from align_train.cli.doctor.machine_report import machine_report
 from align_train.cli.doctor.ranks import asked_ranks, check_visible, told_to_wait
+from align_train.cli.doctor.shards import NodeShards, list_here, shards_here
 from align_train.cli.doctor.verb import check_settings, doctor
 from align_train.cli.doctor.verdict import machine_faults, machine_notes
 from align_train.corpus.shards import write_shards
@@ -82,6 +84,7 @@ def machine(facts: HostFacts) -> Machine:
         shards={"node1": seen, "node2": seen},
         needs=Needs(checkpoints=6_000_000_000, gather=1_000_000, pixels=5_000_000_000),
         bandwidth=3e9,
+        block_bandwidth=20e9,
         backend="nccl",
     )
 
@@ -157,10 +160,13 @@ def test_too_little_shared_memory_is_counted_over_the_ranks_of_a_node(machine, f
 def test_shards_that_one_node_alone_cannot_read(machine):
     first, other = machine.shards["node1"], replace(machine.shards["node2"], missing={"a.tar": "missing"})
     (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": other}))
-    assert fault.startswith("node2 cannot read 1 shards that node1 reads, such as a.tar: missing. Mount or copy them")
+    assert fault.startswith("node2 cannot read 1 shards that node1 reads, such as a.tar (missing): mount or copy them")
     slow = replace(other, missing={}, read=ReadFacts(1, 0, 1.0, {"b.tar": "OSError: stale"}))
     (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": slow}))
-    assert "such as b.tar: OSError: stale" in fault
+    assert "such as b.tar (OSError: stale)" in fault
+    many = replace(other, missing={f"{number}.tar": "missing" for number in range(5)})
+    (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": many}))
+    assert "5 shards that node1 reads, such as 0.tar (missing), 1.tar (missing), 2.tar (missing): mount" in fault
     # what is missing everywhere is judged by data.reading.max_quarantined
     assert machine_faults(replace(machine, shards={"node1": other, "node2": other})) == []
 
@@ -169,8 +175,26 @@ def test_nodes_that_name_other_shards_or_none(machine):
     first, other = machine.shards["node1"], replace(machine.shards["node2"], count=5, names="def")
     (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": other}))
     assert fault.startswith("node2 finds 5 shards, and node1 7, of other names")
-    (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": NodeShards(error="no shard matches")}))
-    assert fault == "node2 finds no shards: no shard matches"
+    more = replace(other, count=8, others=["c.tar"])
+    (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": more}))
+    assert fault.startswith("node2 finds 1 shards that node1 does not, such as c.tar: put them where all")
+    (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": NodeShards(error="not allowed")}))
+    assert fault == "node2 finds no shards: not allowed"
+    away = {f"{number}.tar": "missing" for number in range(7)}
+    empty = NodeShards(error="no shard matches: write the shards first", missing=away)
+    (fault,) = machine_faults(replace(machine, shards={"node1": first, "node2": empty}))
+    assert fault.startswith("node2 finds no shards: it cannot read 7 shards that node1 reads, such as 0.tar (missing)")
+    assert "mount or copy them there" in fault
+    assert "write" not in fault
+
+
+def test_shards_of_another_size_are_named(machine):
+    sizes = {f"{number}.tar": (100_000, 3_606_528) for number in range(5)}
+    shards = {**machine.shards, "node2": replace(machine.shards["node2"], sizes=sizes)}
+    faults = machine_faults(replace(machine, shards=shards))
+    assert faults[0] == "0.tar has 100,000 bytes on node2 and 3,606,528 on node1: copy it again"
+    assert len(faults) == 4
+    assert faults[3] == "2 more shards differ in size on node2 and node1: copy them again"
 
 
 def test_a_batch_that_cannot_be_dealt_out(machine):
@@ -202,7 +226,7 @@ def test_the_report_has_a_block_for_each_node(machine):
         "versions  python 3.12.1, torch 2.13.0, nccl 2.27; the same on all ranks",
         "folder    /runs: 30.0 GB free; 4 of 4 ranks write there, 4 see what rank 0 wrote",
         "the checkpoints that a run keeps take 6.00 GB",
-        "gather    3 GB/s (nccl): 1 MB of each rank reach all in 1 ms",
+        "gather    20 GB/s with 4 MB blocks (nccl); a step's 1 MB of each rank reach all in 1 ms",
     ):
         assert f"  {line}\n" in said
 
@@ -216,7 +240,7 @@ def shards(make_shards):
 
 
 def test_one_process_answers_too(shards, tmp_path, capsys):
-    doctor(settings(tmp_path))
+    doctor(settings(tmp_path, "data.train.pairs.repeat=2"))
     found = json.loads((tmp_path / "out" / "doctor.json").read_text())["machine"]
     (facts,) = found["ranks"]
     assert facts["host"] == socket.gethostname()
@@ -224,7 +248,7 @@ def test_one_process_answers_too(shards, tmp_path, capsys):
     assert 0 < facts["memory"]["free"] <= facts["memory"]["total"]
     assert facts["versions"]["torch"] == torch.__version__
     assert (found["clocks"], found["bandwidth"]) == ([0.0], None)
-    assert found["shards"][facts["host"]]["count"] == 6
+    assert found["shards"][facts["host"]]["count"] == 6  # each once
     assert found["shards"][facts["host"]]["read"]["bytes"] == sum(file.stat().st_size for file in shards.glob("*.tar"))
     assert list((tmp_path / "runs").iterdir()) == []  # nothing is left
     assert f"{facts['host']}: rank 0\n" in capsys.readouterr().out
@@ -260,7 +284,9 @@ def test_checkpoints_are_weights_and_two_moments_thrice(shards, tmp_path):
     assert (more.gather, more.pixels) == (500_000, 32 * 3 * config.model.preprocessing.crop**2)
 
 
-@pytest.mark.parametrize("word", ["device=tpu", "gather_mb=-1", "gather_mb=much"])
+@pytest.mark.parametrize(
+    "word", ["device=tpu", "gather_mb=-1", "gather_mb=much", "devices=0", "devices=-1", "num_nodes=0"]
+)
 def test_settings_out_of_range_are_named(tmp_path, word):
     with pytest.raises(ValueError, match=f"{word.partition('=')[0]} is "):
         check_settings(settings(tmp_path, word))
@@ -324,6 +350,27 @@ def test_shards_far_away_are_read_and_not_kept(tmp_path):
     assert (facts.bytes, facts.broken) == (5_000, {})
     assert not (tmp_path / "cache").exists()
     store.rm("/away", recursive=True)
+
+
+def test_what_a_node_lacks_of_what_rank_0_lists_is_named(shards, tmp_path):
+    config = settings(tmp_path)
+    expected = list_here(config, None, Reading(), look=True)
+    size = expected.sizes[f"{shards}/00002.tar"]
+    assert list_here(settings(tmp_path, "data.train.pairs.repeat=3"), None, Reading(), True).digest == expected.digest
+    with (shards / "00002.tar").open("r+b") as file:
+        file.truncate(size // 2)
+    (shards / "00004.tar").unlink()
+    listed = list_here(config, None, Reading(), look=True)
+    assert listed.digest != expected.digest
+    seen = shards_here(listed, expected, config, Reading(), 0.0)
+    assert (seen.count, seen.sizes) == (5, {f"{shards}/00002.tar": (size // 2, size)})
+    assert seen.missing == {f"{shards}/00004.tar": "missing"}
+    assert shards_here(expected, listed, config, Reading(), 0.0).others == [f"{shards}/00004.tar"]
+    for file in shards.glob("*.tar"):
+        file.unlink()
+    seen = shards_here(list_here(config, None, Reading(), look=True), expected, config, Reading(), 0.0)
+    assert (seen.count, len(seen.missing), seen.read) == (0, 6, None)
+    assert seen.error
 
 
 # Which ranks
@@ -418,7 +465,8 @@ def of_two(number: int, folder: Path) -> None:
     doctor_machine.SEEN_SECONDS = 0.1
     if number == 1:
         words.append(f"data.train.pairs.shards={folder}/shards/*1.tar")
-        host, now = host_facts, time.time
+        host, now, sizes = host_facts, time.time, doctor_shards.shard_sizes
+        doctor_shards.shard_sizes = lambda *given: (dict.fromkeys(sizes(*given)[0], 100), {})
         doctor_machine.host_facts = lambda *given: replace(
             host(*given), host="other", versions={"torch": "0.1"}, unused="no driver"
         )
@@ -454,6 +502,7 @@ def test_two_ranks_look_together_and_the_first_tells(two):
     found = json.loads((two / "sound" / "doctor.json").read_text())
     assert found["wrong"] == []
     assert found["machine"]["bandwidth"] > 0
+    assert found["machine"]["block_bandwidth"] > 0
     assert list(found["machine"]["shards"]) == [host]  # the first rank of a node reads
     assert abs(found["machine"]["clocks"][1]) < 5
 
@@ -468,6 +517,8 @@ def test_all_that_is_wrong_with_a_rank_is_told_with_its_host(two):
         "no GPU can be used on other (rank 1): no driver",
         f"{two}/0/runs on other (rank 1) is not the one of {host}",
         f"other finds 1 shards, and {host} 4",
+        f"{two}/shards/00000.tar has 100 bytes on other and ",
+        f"1 more shards differ in size on other and {host}",
         "data.batch_size is 33 over all ranks, but there are 2 ranks",
         "the clock of other (rank 1) is +75 s from that",
     ):

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from conftest import on_ranks
 from test_engine import rows, run, weights
 
 from align_train import signals
+from align_train.cli import trainers
 from align_train.cli.models import load_model
 from align_train.engine import Agreement, Examination, read_checkpoint, recalibration, throughput
 from align_train.evaluation import Encoder, Taken
@@ -210,6 +213,35 @@ def test_exams_that_a_resume_makes_up_for_count_for_the_best_checkpoint_and_for_
     assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 4
     assert json.loads((folder / "result.json").read_text())["steps"] == 8
     assert list(scores(folder, "fit")) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_kill_in_an_exam_loses_neither_rows_nor_the_best_checkpoint(
+    examined: Overrides, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Though the checkpoint was saved before it: by time, or after the last step."""
+    monkeypatch.setattr(trainers, "Agreement", partial(Agreement, clock=count(0, 600).__next__))
+    scored(monkeypatch, {2: 0.1, 4: 0.5, 6: 0.9})
+    lengths = ("examine_every=2", "checkpoint_every=100", "data.validation=null")
+    words = examined("run", *lengths, "best.by=exam/drawn/fit")
+    folder = Path(words[2].partition("=")[2])
+    with monkeypatch.context() as patch:
+        plain = Examination._take
+
+        def killed(self: Examination, trainer: L.Trainer, module: L.LightningModule) -> None:
+            if trainer.global_step == step:
+                raise OSError("killed")
+            plain(self, trainer, module)
+
+        patch.setattr(Examination, "_take", killed)
+        with pytest.raises(OSError, match="killed"):
+            run(words)
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == step
+    run([*words, f"resume={folder}"])
+    assert [int(row["step"]) for row in rows(folder)] == [0, 1, 2, 3, 4, 5, 6]
+    assert all(row["loss"] for row in rows(folder)[:6])
+    assert list(scores(folder, "fit")) == [2, 4, 6]
+    assert read_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 6
 
 
 def test_data_that_are_not_there_are_told_before_training(examined: Overrides) -> None:

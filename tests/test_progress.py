@@ -1,6 +1,8 @@
 """Speed, utilisation and memory of a run, and over which steps each number is."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +10,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from conftest import on_ranks
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from align_train.batch import Batch, StepBatch
 from align_train.data import Steps
+from align_train.distributed import rank
 from align_train.engine.budget import Budget
 from align_train.engine.device_speed import Peak
 from align_train.engine.progress import Progress, told_rates
@@ -291,6 +295,50 @@ def test_with_lightning_waiting_is_fetching_and_a_save_is_nothing(
     assert progress.throughput.total == Spent(16, 0.0, 4 * 8.0, 4 * 2.0, 4 * 8.0)
     assert progress.facts()["data_wait_share"] == 0.25
     assert progress.facts()["images_per_second"] == 0.5
+
+
+class Counted(Pairs):
+    """The pairs of a rank are larger the higher its number is, and as many were dropped before each."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = rank() + 1
+        for batch in super().__iter__():
+            yield replace(batch, bytes=1000 * number, dropped=Tally(corrupt_image=number))
+
+
+def stopped_and_resumed(number: int, folder: Path) -> None:
+    """Four steps, of which the first three are in a row of metrics, and one more after a resume."""
+    for steps, checkpoint in ((4, None), (5, folder / "4.ckpt")):
+        progress, clock = Progress(), Clock()
+        trainer = L.Trainer(
+            max_steps=5, log_every_n_steps=3, callbacks=[progress, Stopped(folder)], accelerator="cpu", devices=2,
+            strategy="ddp", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(Trained(clock), datamodule=Counted(clock), ckpt_path=checkpoint, weights_only=True)
+        (folder / f"{steps}-{number}.json").write_text(json.dumps(progress.facts()))
+
+
+class Stopped(L.Callback):
+    """After the fourth step, with a save."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, *given: Any) -> None:
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(self.folder / "4.ckpt", weights_only=False)
+            trainer.should_stop = True
+
+
+def test_a_save_between_two_rows_has_the_counts_of_all_ranks(tmp_path: Path) -> None:
+    on_ranks(2, stopped_and_resumed, tmp_path)
+    state = torch.load(tmp_path / "4.ckpt", weights_only=True)["callbacks"]["Progress"]
+    assert (state["bytes"], state["dropped"]) == (4 * 4 * 3000, {"corrupt_image": 4 * 4 * 3})
+    for steps in (4, 5):
+        first, second = (json.loads((tmp_path / f"{steps}-{number}.json").read_text()) for number in range(2))
+        assert (first["bytes_read"], first["dropped"]) == (steps * 4 * 3000, {"corrupt_image": steps * 4 * 3})
+        assert (second["bytes_read"], second["dropped"]) == (0, {})  # all was handed over, and once
 
 
 def test_the_bar_tells_what_is_known() -> None:

@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -16,7 +19,9 @@ from hydra import compose, initialize_config_dir
 from torch.multiprocessing import ProcessExitedException
 
 from align_train.cli.train import train
-from align_train.engine import PairData, Progress, read_checkpoint, recalibration
+from align_train.data import Augmentation
+from align_train.engine import PairData, Progress, StreamData, read_checkpoint, recalibration
+from align_train.records import Preprocessing
 from align_train.shipped import config_folder
 
 Overrides = Callable[..., list[str]]
@@ -111,6 +116,40 @@ def test_ranks_that_read_different_data_are_found_out(tiny_run: Overrides, monke
     )
     with pytest.raises(ValueError, match=r"ranks are not at the same place .*rank 1: .*Resume from the checkpoint"):
         run(tiny_run())
+
+
+def test_what_differs_between_the_ranks_is_told(tiny_run: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align_train.engine.data.gather_objects", lambda state: [state, {**state, "window_pairs": {}}])
+    with pytest.raises(
+        ValueError, match=r"\(rank 0: \{'window_pairs': .*\}; rank 1: \{'window_pairs': \{\}\}\), since"
+    ):
+        run(tiny_run())
+
+
+def refused(number: int, words: list[str], folder: Path) -> None:
+    """One of two ranks, each with shards of its own, then with metadata in an order of its own."""
+    shards = f"data.train.pairs.shards={folder}/{number}/*.tar"
+    with pytest.raises(ValueError, match="Put them where all nodes see the same") as error:
+        run([*words, shards])
+    (folder / f"{number}.txt").write_text(str(error.value))
+    stream = SimpleNamespace(files=["a/x.parquet", "a/y.parquet"][:: 1 - 2 * number])
+    preprocessing, augmentation = Preprocessing(resize=12, crop=10, max_tokens=8), Augmentation()
+    data = StreamData(stream, 4, preprocessing, augmentation)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has 2 files of data.stream.metadata where .* has 2: in another order\. Put"):
+        data.setup("fit")
+
+
+def test_ranks_with_other_shards_are_refused_before_the_first_step(tiny_run: Overrides, tmp_path: Path) -> None:
+    for number in range(2):
+        shutil.copytree(tmp_path / "shards", tmp_path / str(number))
+    (tmp_path / "1" / "00002.tar").unlink()
+    on_ranks(2, refused, tiny_run("run", "trainer.devices=2"), tmp_path)
+    first, second = ((tmp_path / f"{number}.txt").read_text() for number in range(2))
+    assert first == second
+    host = socket.gethostname()
+    assert first.startswith(f"rank 1 ({host}) has 3 shards of pairs where rank 0 ({host}) has 4: missing there: ")
+    assert "missing there: " + str(tmp_path / "0" / "00002.tar") + ". Put" in first
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
 def test_a_checkpoint_without_a_place_in_the_data_is_refused(tiny_run: Overrides) -> None:

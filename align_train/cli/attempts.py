@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from align_train.processes import is_first_process
 from align_train.signals import Wish
 
 DONE = "done"
+_held = dict[Path, int]()  # the open lock of each run that this process is at
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ class Attempt:
 
     def told(self) -> str:
         """How it ended, in few words."""
-        return shorten(self.how, 200, placeholder=" ...") or "killed"
+        return shorten(self.how, 400, placeholder=" ...") or "killed"
 
 
 def read_attempts(folder: Path) -> list[Attempt]:
@@ -83,9 +85,17 @@ def read_attempts(folder: Path) -> list[Attempt]:
 
 
 def begin(folder: Path, job: Job | None) -> None:
-    """Note the start of this process."""
+    """Note the start of this process, and keep others from the run from here on; nothing if that is done already.
+
+    Raises:
+        ValueError: another process is at this run. Nothing is noted.
+    """
     whose, turn, launch = (job.whose, job.turn, job.launch) if job else ({}, [0, 0], "")
+    known = folder.resolve() in _held
+    _hold(folder, job)
     attempts = read_attempts(folder)
+    if known and any(_is_own(each) and list(each.turn) == turn for each in attempts):
+        return
     _steps_file(folder).unlink(missing_ok=True)
     write_attempts(folder, [*attempts, Attempt(_now(), socket.gethostname(), os.getpid(), whose, turn, launch)])
 
@@ -100,17 +110,15 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
     if not is_first_process():
         yield
         return
-    with _alone(folder, job):
-        here = (socket.gethostname(), os.getpid(), job.turn if job else [0, 0], None)
-        last = [(each.host, each.process, list(each.turn), each.ended) for each in read_attempts(folder)[-1:]]
-        if here not in last:
-            begin(folder, job)
+    with ExitStack() as stack:
+        stack.callback(_release, folder)
+        begin(folder, job)
         _change(folder, most_failures=most_failures)
         try:
             check_failures(read_attempts(folder)[:-1], job, most_failures)
             yield
         except BaseException as error:
-            how, for_good = _judged(error, trained=_steps(folder)[0] is not None)
+            how, for_good = _judged(error, folder)
             _end_failed(folder, how, for_good)
             raise
         _change(folder, ended=_now(), how=DONE)
@@ -118,15 +126,16 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
 
 def end_unsettled(folder: Path, why: str) -> None:
     """Note that what `begin` had noted came to an end before there were settings."""
-    last = read_attempts(folder)[-1:]
-    if is_first_process() and last and last[0].ended is None and last[0].process == os.getpid():
+    if folder.resolve() in _held:
         _end_failed(folder, f"no settings, {why}", for_good=True)
+        _release(folder)
 
 
 def note_killed(folder: Path, job: Job, how: str) -> None:
     """Note a start that was killed before it could be noted."""
     begin(folder, job)
     _change(folder, ended=_now(), how=how)
+    _release(folder)
 
 
 def failures(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -159,7 +168,10 @@ def told_failures(failed: Sequence[Attempt]) -> str:
     """Where and how attempts failed."""
     step = max((each.reached for each in failed if each.reached is not None), default=None)
     where = "before training began" if step is None else f"at step {step} or before"
-    return f"{len(failed)} attempts in a row ended {where} ({'; '.join(each.told() for each in failed)})"
+    reasons = Counter(each.told() for each in failed)
+    told = "; ".join(reason + (f", {count} times" if count > 1 else "") for reason, count in reasons.items())
+    attempts = "1 attempt" if len(failed) == 1 else f"{len(failed)} attempts in a row"
+    return f"{attempts} ended {where} ({told})"
 
 
 def write_attempts(folder: Path, attempts: Sequence[Attempt]) -> None:
@@ -170,8 +182,17 @@ def write_attempts(folder: Path, attempts: Sequence[Attempt]) -> None:
 
 
 def _change(folder: Path, **changes: object) -> None:
-    *before, last = read_attempts(folder)
-    write_attempts(folder, [*before, replace(last, **changes)])  # type: ignore[arg-type] # names of its fields
+    """Change what is noted of this start, which another may have come after: see `_check_gone`."""
+    attempts = read_attempts(folder)
+    own = [number for number, each in enumerate(attempts) if _is_own(each)]
+    if not own:
+        raise ValueError(f"{folder / 'attempts.json'} no longer has this start: leave it where it is while a run is on")
+    attempts[own[-1]] = replace(attempts[own[-1]], **changes)  # type: ignore[arg-type] # names of its fields
+    write_attempts(folder, attempts)
+
+
+def _is_own(attempt: Attempt) -> bool:
+    return (attempt.host, attempt.process, attempt.ended) == (socket.gethostname(), os.getpid(), None)
 
 
 def _end_failed(folder: Path, how: str, for_good: bool) -> None:
@@ -182,8 +203,11 @@ def _end_failed(folder: Path, how: str, for_good: bool) -> None:
         log.warning("how this start ended is not noted in %s: %s", folder, error)
 
 
-def _judged(error: BaseException, trained: bool) -> tuple[str, bool]:
-    """How an attempt ended, and whether it would end so again: what a user wrote is wrong before the first step."""
+def _judged(error: BaseException, folder: Path) -> tuple[str, bool]:
+    """How an attempt ended, and whether it would end so again: what a user wrote is wrong before the first step.
+
+    A file that is missing is a wrong path where the run never trained; afterwards, a disk that is away for a while.
+    """
     if isinstance(error, KeyboardInterrupt):
         return Wish.INTERRUPT.name, False
     if isinstance(error, SystemExit):
@@ -191,7 +215,10 @@ def _judged(error: BaseException, trained: bool) -> tuple[str, bool]:
         return (wishes[0] if wishes else f"exit status {error.code}"), False
     if isinstance(cause := error.__cause__, Exception) and type(error).__name__ == "InstantiationException":
         error = cause
-    for_good = isinstance(error, FloatingPointError) or (not trained and not isinstance(error, OSError | RuntimeError))
+    trained = [each.reached is not None for each in read_attempts(folder)]
+    lasting = FileNotFoundError if not any(trained) else ()
+    passing = isinstance(error, OSError | RuntimeError) and not isinstance(error, lasting)
+    for_good = isinstance(error, FloatingPointError) or not (passing or trained[-1])
     return f"{type(error).__name__}: {str(error).rstrip()}", for_good
 
 
@@ -201,32 +228,54 @@ def _steps_file(folder: Path) -> Path:
 
 def _steps(folder: Path) -> tuple[int | None, int | None]:
     """The steps that `engine.Heartbeat` notes, of the attempt that goes on; None before training begins."""
-    file = _steps_file(folder)
-    numbers = [int(number) for number in file.read_text().split()] if file.is_file() else []
-    return (numbers[0], numbers[1]) if numbers else (None, None)
+    try:
+        first, reached = map(int, _steps_file(folder).read_text().split())
+    except (FileNotFoundError, ValueError):  # it is not synced: after a loss of power it may hold anything
+        return None, None
+    return first, reached
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@contextmanager
-def _alone(folder: Path, job: Job | None) -> Iterator[None]:
+def _hold(folder: Path, job: Job | None) -> None:
     """Keep other processes, on other machines too, from this run: a record lock, which ends with the process.
 
-    A job that was queued again may still find the lock of a node that does not answer; that node does nothing any more.
+    The file is opened once: were another opened and closed, the lock would be gone.
     """
+    if folder.resolve() in _held:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+b") as file:
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
-            last = read_attempts(folder)[-1:]
-            if not (job and last and last[0].job == job.whose):
-                where = f", begun on {last[0].host} at {last[0].began} UTC" if last else ""
-                raise ValueError(
-                    f"another process is at the run in {folder}{where}: end it, or name another folder"
-                ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
+            _check_gone(folder, job)
+        except ValueError:
+            os.close(file)
+            raise
+    except OSError:  # a file system without locks
+        pass
+    _held[folder.resolve()] = file
+
+
+def _check_gone(folder: Path, job: Job | None) -> None:
+    """Raise ValueError unless what holds the lock is an earlier start of a job that Slurm has since queued again.
+
+    That is on a node that does not answer, and does nothing any more; another srun of the same start is at work. Who
+    holds the lock has not ended, and only later starts of the same job passed it over: so the last of those that have
+    not ended tells. Those before the holder were killed.
+    """
+    last = [each for each in read_attempts(folder) if each.ended is None][-1:]
+    if job and last and last[0].job == job.whose and last[0].turn[0] < job.restart:
+        return
+    where = f", begun on {last[0].host} at {last[0].began} UTC" if last else ""
+    raise ValueError(f"another process is at the run in {folder}{where}: end it, or name another folder")
+
+
+def _release(folder: Path) -> None:
+    file = _held.pop(folder.resolve(), None)
+    if file is not None:
+        os.close(file)

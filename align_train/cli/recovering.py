@@ -4,12 +4,15 @@ import logging
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from align_train import signals
+from align_train.cli.jobs import Job
 from align_train.cli.resuming import AUTO
+from align_train.cli.scoring import known_result
 from align_train.distributed import on_rank_zero, rank
 from align_train.engine import (
     Agreement,
@@ -56,15 +59,21 @@ def take_up(config: DictConfig, path: Path, trainer: Trainer, module: AlignTrain
     checkpoint = read_checkpoint(path, mmap=True)
     check_fit(module.model, checkpoint, path)
     step: int = checkpoint["global_step"]
-    if step >= config.max_steps and not tuned and config.resume != AUTO:  # the others have exams to take yet
+    ended = not tuned and config.resume != AUTO and known_result(Path(config.folder)).get("steps") == step
+    if step >= config.max_steps and ended:  # the others have exams to take yet
         raise ValueError(
             f"{path} is at step {step} and max_steps is {config.max_steps}: nothing is left to train, give a larger "
             "max_steps"
         )
-    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
-    if without >= (config.best.patience or math.inf):
+    if is_trained(config, checkpoint):
         trainer.fit_loop.epoch_loop.max_steps = step
     return step
+
+
+def is_trained(config: DictConfig, checkpoint: dict[str, Any]) -> bool:
+    """True if a run has no step left: it has taken all, or `best.patience` has ended it."""
+    without = checkpoint["callbacks"].get("StopOnPlateau", {}).get("without", 0)
+    return bool(checkpoint["global_step"] >= config.max_steps or without >= (config.best.patience or math.inf))
 
 
 def step_past(
@@ -107,6 +116,7 @@ def exit_if_stopped(agreement: Agreement, trainer: Trainer, folder: Path, verb: 
         signals.fulfilled()
         if trainer.is_global_zero:
             says = {signals.Wish.END: " by SIGTERM", signals.Wish.REQUEUE: " by SIGUSR1"}.get(asked, "")
-            step, command = trainer.global_step, f"align-train {verb} resume={folder}"
-            print(f"stopped{says} at step {step}; go on with: {command}", flush=True)
+            # what becomes of a job is said at the end of its log, and no command for a terminal
+            then = f"run folder {folder}" if Job.current() else f"go on with: align-train {verb} resume={folder}"
+            print(f"stopped{says} at step {trainer.global_step}; {then}", flush=True)
         sys.exit(asked.status if rank() == 0 else 0)  # others would take the first down before it is done

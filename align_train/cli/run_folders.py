@@ -21,7 +21,8 @@ def folder_of(job: Job, looks: bool = False) -> Path:
     With `looks` nothing is noted.
 
     Raises:
-        ValueError: this is not the first process, and no srun tells which start the first is of.
+        ValueError: another srun of the job is at the run, or this is not the first process, and no srun tells which
+            start the first is of.
     """
     if looks:
         return _next(job)

@@ -11,7 +11,7 @@ from align_train.cli.checks import check_best, check_lengths, check_unused
 from align_train.cli.exporting import export_model, settle
 from align_train.cli.fitting import fit
 from align_train.cli.models import build_model, load_model
-from align_train.cli.recovering import checkpoint_to_resume
+from align_train.cli.recovering import checkpoint_to_resume, is_trained
 from align_train.cli.resuming import AUTO
 from align_train.cli.scoring import facts_of, known_result, tell, tell_report, write_result
 from align_train.distributed import is_sharded, rank
@@ -50,7 +50,7 @@ def train(config: DictConfig) -> None:
 def is_done(config: DictConfig, checkpoint: Path) -> bool:
     """True if `resume=auto` finds nothing left to do: all steps, exams, export and report."""
     known, reported = known_result(Path(config.folder)), (Path(config.folder) / "report.md").is_file()
-    trained = config.resume == AUTO and read_checkpoint(checkpoint, mmap=True)["global_step"] >= config.max_steps
+    trained = config.resume == AUTO and is_trained(config, read_checkpoint(checkpoint, mmap=True))
     return trained and bool(known) and ("export" in known or not config.export) and (reported or not config.report)
 
 

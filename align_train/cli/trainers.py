@@ -23,8 +23,10 @@ from align_train.engine import (
     OwedValidation,
     Progress,
     Recovery,
+    RowBeforeSave,
     StopOnPlateau,
     Watchdog,
+    begin_even_without_steps,
 )
 from align_train.files import atomic_write
 from align_train.processes import is_first_process
@@ -56,7 +58,7 @@ def build_trainer(
         tuned,
     )
     watchdog = Watchdog(60 * recovery.stall_minutes if recovery.stall_minutes else None)
-    callbacks = [watchdog, budget, progress, Heartbeat(folder), agreement, OwedValidation()]
+    callbacks = [watchdog, budget, progress, Heartbeat(folder), RowBeforeSave(loggers[0]), agreement, OwedValidation()]
     callbacks += [examination, *plateau(config)]
     return Outfit(_trainer(config, callbacks, loggers, validated), progress, agreement, examination)
 
@@ -78,6 +80,7 @@ def _trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Any], 
         enable_progress_bar=False,  # Progress draws it
         enable_model_summary=False,
     )
+    begin_even_without_steps(trainer)
     return trainer
 
 

@@ -17,10 +17,10 @@ from align_train.engine.examination import Examination
 from align_train.engine.execution import Execution
 from align_train.engine.heartbeat import Heartbeat
 from align_train.engine.host_memory import keep_freed_memory
-from align_train.engine.metrics_file import MetricsFile
+from align_train.engine.metrics_file import MetricsFile, RowBeforeSave
 from align_train.engine.module import AlignTraining
 from align_train.engine.objective import Contrastive
-from align_train.engine.owed_validation import OwedValidation
+from align_train.engine.owed_validation import OwedValidation, begin_even_without_steps
 from align_train.engine.progress import Progress
 from align_train.engine.recalibration import needs_recalibration, recalibrate_on
 from align_train.engine.recovery import Recovery
@@ -47,10 +47,12 @@ __all__ = [
     "PairData",
     "Progress",
     "Recovery",
+    "RowBeforeSave",
     "Skipped",
     "StopOnPlateau",
     "StreamData",
     "Watchdog",
+    "begin_even_without_steps",
     "check_fit",
     "forget_skipped",
     "keep_freed_memory",

@@ -74,9 +74,11 @@ class Agreement(L.Callback):
 
         Raises:
             Asked: on all ranks where one was.
+            OSError: the ranks begin at different steps, having read different checkpoints; on all of them.
         """
         self._before = signal.signal(signal.SIGINT, self._interrupted)
         self._saved_at = self._clock()
+        check_beginning(trainer.global_step, pl_module.device)
         end_if_asked(pl_module.device)
 
     def on_train_batch_start(
@@ -106,12 +108,9 @@ class Agreement(L.Callback):
         self._ballot = None
         if broken:
             raise self._non_finite(trainer.global_step - 1)
-        ends = asked and trainer.global_step < trainer.max_steps  # after the last one, there is no step to save
-        if trainer.global_step == trainer.max_steps:
-            self._check(pl_module.state_dict(), trainer, pl_module)
-        if due or ends:
+        if due or asked or trainer.global_step == trainer.max_steps:  # exams that follow the last step may take hours
             trainer.save_checkpoint(self._file, weights_only=False)
-        if ends:
+        if asked:
             self.asked = Wish(int(asked))
             trainer.should_stop = True
             trainer.limit_val_batches = 0  # or Lightning would validate before it stops
@@ -126,8 +125,13 @@ class Agreement(L.Callback):
         self._check(checkpoint["state_dict"], trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """Give Ctrl-C back.
+
+        Raises:
+            NonFinite: a weight is no number, as after the last step of a run that ended before max_steps.
+        """
         signal.signal(signal.SIGINT, self._before)
+        self._check(pl_module.state_dict(), trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give Ctrl-C back."""
@@ -170,6 +174,16 @@ def end_if_asked(device: torch.device) -> None:
     """
     if asked := Wish(int(Ballot(torch.tensor([float(signals.wish())], device=device)).result()[0])):
         raise signals.Asked(asked, asked.status if rank() == 0 else 0)
+
+
+def check_beginning(step: int, device: torch.device) -> None:
+    """Raise OSError on all ranks where they begin at different steps; every rank must call it."""
+    high, low = Ballot(torch.tensor([step, -step], dtype=torch.float64, device=device)).result()
+    if high != -low:
+        raise OSError(
+            f"the ranks go on from steps {-low:.0f} to {high:.0f}, this one from {step}: a checkpoint could not be "
+            "read on all of them. Start again with the same words; if it comes again, look at the file system"
+        )
 
 
 def _nothing() -> None:

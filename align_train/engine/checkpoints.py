@@ -47,6 +47,7 @@ def newest_checkpoint(run: Path) -> Path | None:
     One that cannot be read, as after a failure of the disk, is told and passed over.
 
     Raises:
+        OSError: one cannot be read just now.
         ValueError: there are some, and none can be read.
     """
     steps, problems = dict[Path, int](), list[str]()
@@ -73,6 +74,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -
 
     Raises:
         FileNotFoundError: there is none.
+        OSError: it cannot be read just now.
         ValueError: the file is not a checkpoint of ours.
     """
     file = checkpoint_of(path) if path.is_dir() else path
@@ -80,6 +82,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", mmap: bool = False) -
         raise FileNotFoundError(f"no checkpoint at {file}: give a run folder or a .ckpt file in its checkpoints/")
     try:
         checkpoint: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except OSError:  # the disk may be there again at the next start
+        raise
     except Exception as error:
         raise ValueError(f"{file} is not a readable checkpoint ({error}): is it whole, and of align_train?") from error
     if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:

@@ -23,6 +23,7 @@ from align_train.data import (
     read_sources,
 )
 from align_train.distributed import gather_objects, rank, world_size
+from align_train.engine.same_files import check_same_files
 from align_train.engine.split import Split
 from align_train.records import Preprocessing
 
@@ -83,6 +84,12 @@ class PairData(L.LightningDataModule):
         self._plans: BatchPlans | None = None
         self._saved: dict[str, Any] = {}
         self._epochs_before: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        """Before the first step: ValueError where the ranks would read different shards."""
+        if stage == "fit":
+            files = {source.name: source.shards for source in self.sources} | {"data.validation": self.validation}
+            check_same_files({name: [str(shard) for shard in shards] for name, shards in files.items()}, "shards")
 
     def train_dataloader(self) -> Steps:
         """From the step the trainer stands at to its last."""
@@ -160,7 +167,10 @@ class PairData(L.LightningDataModule):
         state = self._plans.state_at(self.trainer.global_step)
         states = gather_objects(state)
         if any(other != state for other in states):
-            told = "; ".join(f"rank {number}: {other['cursors']}" for number, other in enumerate(states))
+            apart = [name for name in state if any(other[name] != states[0][name] for other in states)]
+            told = "; ".join(
+                f"rank {number}: { ({name: other[name] for name in apart}) }" for number, other in enumerate(states)
+            )
             broken = ", ".join(self.opener.quarantine.names) or "nothing"
             raise ValueError(
                 f"the ranks are not at the same place of the data ({told}), since one could not read what another "

@@ -67,6 +67,7 @@ class Examination(L.Callback):
             ValueError: data are not what an exam needs, now instead of after hours.
         """
         check_exams(self._exams)
+        self._offer(trainer)
         if trainer.global_step and self._due(trainer) and self._last != trainer.global_step:
             self._take(trainer, pl_module)
             for callback in trainer.callbacks[trainer.callbacks.index(self) + 1 :]:
@@ -98,8 +99,7 @@ class Examination(L.Callback):
         self._taken = Taken(taken.entries, {})  # embeddings to draw from are not to stay in memory
         self._untold = metrics_of(taken.entries)
         self._last = trainer.global_step
-        # for what chooses by them; loggers wait for the step's own row
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._untold.items()})
+        self._offer(trainer)
         if rank() == 0:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in self._untold.items() if is_known_by(name))
             log.info("step %d, %s: %s", trainer.global_step, statistics, shown)
@@ -110,6 +110,10 @@ class Examination(L.Callback):
             )
         if self._after:
             self._after()
+
+    def _offer(self, trainer: L.Trainer) -> None:
+        """For what chooses by exams; loggers wait for the step's own row."""
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._untold.items()})
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: StepBatch, batch_idx: int

@@ -10,7 +10,7 @@ from align_train.distributed import rank
 
 
 class Heartbeat(L.Callback):
-    """Writes the step that training began from, and the one that it has come to, on the first rank.
+    """Writes the step that training began from, and the furthest that it has come to, on the first rank.
 
     Some 20 bytes a step into one place of an open file: what a killed process has written stays.
 
@@ -19,12 +19,15 @@ class Heartbeat(L.Callback):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path, self._file, self._first = folder / "steps.txt", -1, 0
+        self._path, self._file, self._first, self._reached = folder / "steps.txt", -1, 0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin; a training that goes back to a checkpoint within a process began where the process did."""
+        """Begin; a training that goes back to a checkpoint within a process goes on with what that process wrote."""
         if rank() == 0:
-            self._first = int(self._path.read_text().split()[0]) if self._path.is_file() else trainer.global_step
+            try:
+                self._first, self._reached = map(int, self._path.read_text().split())
+            except (FileNotFoundError, ValueError):  # none, or damaged
+                self._first = self._reached = trainer.global_step
             self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
             self._write(trainer.global_step)
 
@@ -44,7 +47,8 @@ class Heartbeat(L.Callback):
 
     def _write(self, step: int) -> None:
         if self._file >= 0:
-            os.pwrite(self._file, f"{self._first} {step:<12}\n".encode(), 0)
+            self._reached = max(self._reached, step)
+            os.pwrite(self._file, f"{self._first} {self._reached:<12}\n".encode(), 0)
 
     def _close(self) -> None:
         if self._file >= 0:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -106,3 +108,24 @@ class MetricsFile(Logger):
             return []
         with self.path.open(newline="") as file:
             return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+class RowBeforeSave(L.Callback):
+    """Writes the row of a step before a checkpoint is saved after it, which Lightning does the other way round.
+
+    A run that is killed in between goes on from that checkpoint, and would not write the row again; where exams are
+    taken there, that may be for hours. It must come before all callbacks that save, and after those that log.
+
+    Args:
+        file: where the row goes; Lightning writes the same into it again.
+    """
+
+    def __init__(self, file: MetricsFile) -> None:
+        self._file = file
+
+    def on_train_batch_end(self, trainer: L.Trainer, *given: Any) -> None:
+        """Write it, if this step has one."""
+        connector = trainer._logger_connector
+        if connector.should_update_logs:
+            row = convert_tensors_to_scalars(connector.metrics["log"])
+            self._file.log_metrics(row, step=int(row.pop("step")))

@@ -1,8 +1,9 @@
-"""The validation of a step at which a run was ended before it could be taken."""
+"""The validation of a step at which a run was ended before it could be taken; after the last step, too."""
 
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 
 class OwedValidation(L.Callback):
@@ -36,3 +37,17 @@ class OwedValidation(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._last = state_dict["last"]
+
+
+def begin_even_without_steps(trainer: L.Trainer) -> None:
+    """Let a training of which no step is left begin and end all the same, so that callbacks can do what they owe."""
+    loop = _EvenWithoutSteps(trainer, max_epochs=-1)
+    loop.epoch_loop, trainer.fit_loop = trainer.fit_loop.epoch_loop, loop
+
+
+class _EvenWithoutSteps(_FitLoop):
+    """In the place of Lightning's (2.6), which would return before any callback is asked."""
+
+    @property
+    def skip(self) -> bool:
+        return False

@@ -87,8 +87,14 @@ class Progress(L.Callback):
         self.throughput.go_on()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Nor is the time of a save."""
+        """Nor is the time of a save; what each rank has counted since the last row goes into it.
+
+        Lightning (2.6) calls this on every rank, after it has put the callbacks' states into the checkpoint. The file
+        is the first rank's, and a save by time or after a signal is at any step.
+        """
         self.throughput.saving()
+        self._collect(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar, and say what was dropped."""

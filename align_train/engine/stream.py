@@ -13,8 +13,10 @@ from align_train import signals
 from align_train.batch import Batch, StepBatch
 from align_train.corpus.stream import CoyoStream, Position
 from align_train.data import Augmentation, EvaluationBatches, Steps, StreamedBatches, find_shards
+from align_train.data.storage.addresses import shown
 from align_train.data.stream import Share
-from align_train.distributed import gather_objects, rank, world_size
+from align_train.distributed import gather_objects, on_all_ranks, rank, world_size
+from align_train.engine.same_files import check_same_files
 from align_train.engine.split import Split
 from align_train.records import Preprocessing
 
@@ -61,6 +63,13 @@ class StreamData(L.LightningDataModule):
         self._positions: dict[int, Position] = {}
         self._saved: dict[str, Any] = {}
         self._goes_on = False  # at the next beginning, whatever a checkpoint says
+
+    def setup(self, stage: str) -> None:
+        """Before the first step: ValueError where the ranks would read different files."""
+        if stage == "fit":
+            metadata = on_all_ranks(lambda: [shown(file) for file in self.stream.files])
+            check_same_files({"data.stream.metadata": metadata}, "files")
+            check_same_files({"data.validation": [str(shard) for shard in self.validation]}, "shards")
 
     def train_dataloader(self) -> Steps:
         """From where the checkpoint stood, else from the beginning; after `skip`, from where the stream is."""

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -215,6 +216,68 @@ def test_checkout_with_a_space_in_its_path_and_a_job_that_may_not_be_queued_agai
         assert lost.wait().exit_code == 1
         assert f"{name}.sbatch: no environment in {copied}/../.venv on node" in lost.text()
         assert "set ALIGN_TRAIN_ENV" in lost.text()
+
+
+Called = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Called:
+    """Call a script as Slurm would, without one: srun runs what it is given, scontrol queues nothing."""
+    tools = {
+        "srun": '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec "$@"\n',
+        "scontrol": '#!/bin/sh\n[ "$1" = requeue ] || echo "   Command=$COMMAND name=value"\n',
+        "align-train": '#!/bin/sh\n[ "$STATUS" != USR1 ] || kill -s USR1 $PPID\nexit ${STATUS#USR}\n',
+        "activate": "",
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    known = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    known |= {"PATH": path, "ALIGN_TRAIN_ENV": str(tmp_path), "COMMAND": "(null)", "SLURM_JOB_ID": "7"}
+
+    def called(script: Path, **facts: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(script)], env={**known, **facts}, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    return called
+
+
+@pytest.mark.parametrize("status", ["143", "USR1"])
+def test_starts_that_end_at_once_are_not_queued_again_for_ever(call: Called, status: str, tmp_path: Path) -> None:
+    (tmp_path / ".align_prepare-7.stops").write_text("of an older job\n" * 9)
+    said = [call(PREPARE, SLURM_RESTART_COUNT=str(n), STATUS=status).stdout for n in range(10)]
+    assert all("; to be queued again" in each for each in said[:9])
+    assert "10 starts in a row had less than 10 minutes each: give more --time" in said[9]
+    assert "; not queued again" in said[9]
+    assert not list(tmp_path.glob(".align_prepare-*"))
+
+
+def test_a_start_that_worked_for_ten_minutes_forgets_those_that_ended_at_once(call: Called, tmp_path: Path) -> None:
+    stops = tmp_path / ".align_prepare-7.stops"
+    stops.write_text("stopped by Slurm on node1\n" * 9)
+    worked = call(PREPARE, SLURM_RESTART_COUNT="9", STATUS="143", SECONDS="600")
+    assert "stopped by Slurm; to be queued again" in worked.stdout
+    assert not stops.exists()
+    call(PREPARE, SLURM_RESTART_COUNT="10", STATUS="143")
+    assert len(stops.read_text().splitlines()) == 1
+    failed = call(PREPARE, SLURM_RESTART_COUNT="11", STATUS="1")
+    assert "failure 1 in a row of at most 3; to be queued again" in failed.stdout
+    assert stops.exists()
+    assert call(PREPARE, SLURM_RESTART_COUNT="12", STATUS="0").returncode == 0
+    assert not list(tmp_path.glob(".align_prepare-*"))
+
+
+@pytest.mark.parametrize("script", [TRAIN, FINETUNE, PREPARE, EVALUATE], ids=lambda script: script.stem)
+def test_a_script_that_cannot_tell_where_it_lies_says_so(call: Called, script: Path) -> None:
+    for command in ("(null)", "/home/me/copy.sh"):  # fed by stdin, and under another name
+        lost = call(script, ALIGN_TRAIN_ENV="", COMMAND=command)
+        assert lost.returncode == 1
+        assert f"{script.name}: cannot tell where this script lies" in lost.stdout
+        assert "set ALIGN_TRAIN_ENV" in lost.stdout
 
 
 def test_array_that_leaves_parts_out_is_refused(cluster: Cluster, tmp_path: Path) -> None:

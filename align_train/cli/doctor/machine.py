@@ -1,11 +1,10 @@
 """What `align-train doctor` finds of the machine: each rank, each node, and what lies between them."""
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from statistics import median
@@ -15,9 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from align_train.cli.doctor.host import HostFacts, host_facts
-from align_train.data import Reading, Source, read_sources
-from align_train.data.inspection.sources import check_shards
-from align_train.data.inspection.throughput import ReadFacts, read_bytes
+from align_train.cli.doctor.shards import NodeShards, list_here, list_of_rank_zero, shards_here
+from align_train.data import Reading, Source
 from align_train.distributed import (
     all_gather_bytes_per_second,
     gather_objects,
@@ -28,7 +26,7 @@ from align_train.distributed import (
 )
 
 KEPT = 3  # checkpoints at a time: last.ckpt, best.ckpt, and one that is being written
-READ_SECONDS = 0.5  # for which shards are read to measure it
+BLOCK = 4_000_000  # bytes of each rank in a gather that tells of bandwidth: a step's few tell of latency
 SEEN_SECONDS = 5.0  # until a file of another node must be there; network file systems take a while
 
 
@@ -59,25 +57,6 @@ class FolderFacts:
 
 
 @dataclass(frozen=True)
-class NodeShards:
-    """The shards as a node sees them.
-
-    Attributes:
-        count: how many the settings name there.
-        names: a hash of their names.
-        missing: those out of reach, with the reason; looked for where there are several nodes.
-        read: how fast they were read; None where there are none.
-        error: why there are none.
-    """
-
-    count: int = 0
-    names: str = ""
-    missing: Mapping[str, str] = field(default_factory=dict)
-    read: ReadFacts | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
 class Machine:
     """All of it, the same on all ranks.
 
@@ -88,7 +67,8 @@ class Machine:
         folders: what each rank finds of it.
         shards: by host.
         needs: what a run asks for.
-        bandwidth: bytes a second that a rank receives in an all-gather; None for one rank.
+        bandwidth: bytes a second that a rank receives in an all-gather of what a step gathers; None for one rank.
+        block_bandwidth: the same with BLOCK bytes of each rank.
         backend: that gathers: nccl or gloo.
     """
 
@@ -99,6 +79,7 @@ class Machine:
     shards: Mapping[str, NodeShards]
     needs: Needs
     bandwidth: float | None
+    block_bandwidth: float | None
     backend: str
 
     @property
@@ -123,7 +104,9 @@ def look_at_machine(config: DictConfig, sources: Sequence[Source], reading: Read
     turn = list(hosts).index(own.host) / len(hosts)
     first = hosts[own.host][0] == rank()
     known = sources if rank() == 0 else None
-    seen = on_all_ranks(lambda: shards_here(config, known, reading, turn, len(hosts) > 1) if first else None)
+    listed = on_all_ranks(lambda: list_here(config, known, reading, len(hosts) > 1) if first else None)
+    expected = list_of_rank_zero(listed)
+    seen = on_all_ranks(lambda: shards_here(listed, expected, config, reading, turn) if listed else None)
     folder = Path(config.runs).absolute()
     return Machine(
         ranks=gather_objects(own),
@@ -133,6 +116,7 @@ def look_at_machine(config: DictConfig, sources: Sequence[Source], reading: Read
         shards={facts.host: part for facts, part in gather_objects((own, seen)) if part},
         needs=needs,
         bandwidth=all_gather_bytes_per_second(needs.gather, device),
+        block_bandwidth=all_gather_bytes_per_second(BLOCK, device),
         backend="nccl" if device.type == "cuda" else "gloo",
     )
 
@@ -165,30 +149,6 @@ def undivided(batch_size: int, group_size: int | None) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def shards_here(
-    config: DictConfig, sources: Sequence[Source] | None, reading: Reading, turn: float, look: bool
-) -> NodeShards:
-    """The shards as this node sees them.
-
-    Args:
-        config: of the command.
-        sources: where they are known already.
-        reading: of the settings.
-        turn: share of the shards that is left for the end, so that nodes begin with different ones.
-        look: whether all of them are looked for.
-    """
-    try:
-        sources = sources or read_sources(instantiate(config.data.train, _convert_="all"), reading.cache)
-    except (ValueError, OSError) as error:
-        return NodeShards(error=str(error))
-    shards = [shard for source in sources for shard in source.shards]
-    names = hashlib.sha256("\n".join(map(str, shards)).encode()).hexdigest()[:12]
-    missing = check_shards(shards, config.shards, reading.stall_seconds).broken if look else {}
-    there = [shard for shard in shards if str(shard) not in missing]
-    read = read_bytes(there, READ_SECONDS, reading.stall_seconds, config.seed, turn)
-    return NodeShards(len(shards), names, missing, read)
 
 
 def clock_ahead() -> float:

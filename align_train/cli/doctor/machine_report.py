@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from align_train.cli.doctor.host import HostFacts
-from align_train.cli.doctor.machine import Machine, NodeShards
+from align_train.cli.doctor.machine import BLOCK, Machine, NodeShards
 from align_train.cli.doctor.wording import line, ranks
 
 SHOWN = ("align-train", "python", "torch", "cuda", "nccl", "lightning", "transformers")  # the others: doctor.json
@@ -69,8 +69,9 @@ def _between(machine: Machine) -> Iterator[str]:
     told = f"; {writable} of {len(machine.ranks)} ranks write there, {seen} see what rank 0 wrote" if many else ""
     yield line("folder", f"{machine.folder}: {machine.folders[0].free / 1e9:,.1f} GB free{told}")
     yield line("", f"the checkpoints that a run keeps take {needs.checkpoints / 1e9:,.2f} GB")
-    if machine.bandwidth is not None:
+    if machine.bandwidth is not None and machine.block_bandwidth is not None:
         milliseconds = 1000 * (len(machine.ranks) - 1) * needs.gather / machine.bandwidth
-        speed = f"{machine.bandwidth / 1e9:,.3g} GB/s ({machine.backend})"
-        yield line("gather", f"{speed}: {needs.gather / 1e6:,.3g} MB of each rank reach all in {milliseconds:,.3g} ms")
+        speed = f"{machine.block_bandwidth / 1e9:,.3g} GB/s with {BLOCK / 1e6:g} MB blocks ({machine.backend})"
+        step = f"a step's {needs.gather / 1e6:,.3g} MB of each rank reach all in {milliseconds:,.3g} ms"
+        yield line("gather", f"{speed}; {step}")
     yield ""

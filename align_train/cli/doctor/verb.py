@@ -117,6 +117,12 @@ def check_settings(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} is {value!r}; it must be a whole number of at least 1")
+    for key in ("devices", "num_nodes"):
+        value = config[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(
+                f"{key} is {value!r}; give a whole number of at least 1, or null for as many as srun started"
+            )
     mb = config.gather_mb
     if mb is not None and (isinstance(mb, bool) or not isinstance(mb, int | float) or not mb > 0):
         raise ValueError(f"gather_mb is {mb!r}; give a number of megabytes over 0, or null")

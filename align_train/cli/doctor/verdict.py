@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
-from align_train.cli.doctor.machine import KEPT, READ_SECONDS, Machine, ranks_by
+from align_train.cli.doctor.machine import KEPT, Machine, ranks_by
+from align_train.cli.doctor.shards import READ_SECONDS
 from align_train.cli.doctor.wording import ranks
 
 SKEW = 60.0  # seconds between two clocks; beyond them logs cannot be put in order, and certificates look expired
 FILES = 1024  # that a process may have open, at least: shards, workers, connections
 SLOW = 0.5  # of the fastest node's speed, below which a node is named
 LONG = READ_SECONDS / 2  # seconds of reading below which a speed is an accident
+NAMED = 3  # shards that a sentence names, or sentences of a kind
 TAKEN = 0.1  # share of a GPU's memory that others may have
 
 
@@ -109,19 +111,28 @@ def _shards(machine: Machine) -> Iterator[str]:
     for host, seen in machine.shards.items():
         broken = {**seen.missing, **(seen.read.broken if seen.read else {})}
         broken = {name: why for name, why in broken.items() if name not in away}
-        if seen.error:
+        if broken:
+            none = "finds no shards: it " if len(broken) + len(away) >= known.count else ""
+            told = [f"{name} ({why})" for name, why in broken.items()]
+            yield (
+                f"{host} {none}cannot read {len(broken):,} shards that {first} reads, such as {_some(told)}: mount or "
+                "copy them there, for a rank that cannot read stops the run"
+            )
+        elif seen.error:
             yield f"{host} finds no shards: {seen.error}"
         elif seen.names != known.names:
-            yield (
-                f"{host} finds {seen.count:,} shards, and {first} {known.count:,}, of other names or in another order: "
-                "put them where all nodes see the same, or copy them to each"
-            )
-        if broken:
-            name, why = next(iter(broken.items()))
-            yield (
-                f"{host} cannot read {len(broken):,} shards that {first} reads, such as {name}: {why}. Mount or copy "
-                "them there, for a rank that cannot read stops the run"
-            )
+            found = f"{seen.count:,} shards, and {first} {known.count:,}, of other names or in another order"
+            if seen.others:
+                found = f"{len(seen.others):,} shards that {first} does not, such as {_some(seen.others)}"
+            yield f"{host} finds {found}: put them where all nodes see the same, or copy them to each"
+        for name, (here, there) in list(seen.sizes.items())[:NAMED]:
+            yield f"{name} has {here:,} bytes on {host} and {there:,} on {first}: copy it again"
+        if len(seen.sizes) > NAMED:
+            yield f"{len(seen.sizes) - NAMED:,} more shards differ in size on {host} and {first}: copy them again"
+
+
+def _some(told: Sequence[str]) -> str:
+    return ", ".join(told[:NAMED])
 
 
 def _on(machine: Machine, numbers: Sequence[int]) -> str:

@@ -87,15 +87,27 @@ class SpeedFacts:
 
 
 def check_shards(shards: Sequence[Shard], most: int, stall_seconds: float) -> ShardFacts:
-    """Whether shards are there: all local ones, and of the remote ones at most `most`, evenly spread.
+    """Whether shards are there: those that `shard_sizes` looks for."""
+    sizes, broken = shard_sizes(shards, most, stall_seconds)
+    count = len({shard.address for shard in shards})
+    return ShardFacts(count, len(sizes) + len(broken), sum(sizes.values()), broken)
+
+
+def shard_sizes(shards: Sequence[Shard], most: int, stall_seconds: float) -> tuple[dict[str, int], dict[str, str]]:
+    """Look for shards: all local ones, and of the remote ones at most `most`, evenly spread.
 
     Nothing is read. Once there was no answer for `stall_seconds`, nothing more is waited for.
+
+    Returns:
+        Bytes by name of those that are there, 0 where a web server does not tell; and those that are missing, empty or
+        out of reach, with the reason.
     """
     addresses = list(dict.fromkeys(shard.address for shard in shards))
     remote = [address for address in addresses if is_remote(address)]
     spread = np.linspace(0, len(remote) - 1, min(most, len(remote))).round().astype(int).tolist()
     asked = [address for address in addresses if not is_remote(address)] + [remote[number] for number in spread]
-    crew, bytes, broken, patience = Crew(32), 0, {}, stall_seconds
+    crew, patience = Crew(32), stall_seconds
+    sizes, broken = dict[str, int](), dict[str, str]()
     answers = [crew.submit(_size, address) for address in asked]
     for address, answer in zip(asked, tqdm(answers, desc="look for shards", unit="shard", delay=3), strict=True):
         try:
@@ -109,10 +121,11 @@ def check_shards(shards: Sequence[Shard], most: int, stall_seconds: float) -> Sh
         except Exception as error:  # noqa: BLE001 # stores raise anything
             broken[shown(address)] = shown(f"{type(error).__name__}: {error}")
         else:
-            bytes += size or 0
             if size == 0:
                 broken[shown(address)] = "empty"
-    return ShardFacts(len(addresses), len(asked), bytes, broken)
+            else:
+                sizes[shown(address)] = size or 0
+    return sizes, broken
 
 
 def _size(address: str) -> int | None:
