@@ -1,6 +1,5 @@
 """RUN/attempts.json: each start of a run, how far it came, and how it ended."""
 
-import fcntl
 import json
 import logging
 import os
@@ -13,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import shorten
 
+from align_train.cli import run_lock
 from align_train.cli.jobs import Job
 from align_train.files import atomic_write
 from align_train.processes import is_first_process
 from align_train.signals import Wish
 
 DONE = "done"
-_held = dict[Path, int]()  # the open lock of each run that this process is at
 log = logging.getLogger(__name__)
 
 
@@ -91,8 +90,8 @@ def begin(folder: Path, job: Job | None) -> None:
         ValueError: another process is at this run. Nothing is noted.
     """
     whose, turn, launch = (job.whose, job.turn, job.launch) if job else ({}, [0, 0], "")
-    known = folder.resolve() in _held
-    _hold(folder, job)
+    known = run_lock.is_held(folder)
+    run_lock.hold(folder, lambda: _check_gone(folder, job))
     attempts = read_attempts(folder)
     if known and any(_is_own(each) and list(each.turn) == turn for each in attempts):
         return
@@ -111,7 +110,7 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
         yield
         return
     with ExitStack() as stack:
-        stack.callback(_release, folder)
+        stack.callback(run_lock.release, folder)
         begin(folder, job)
         _change(folder, most_failures=most_failures)
         try:
@@ -126,16 +125,16 @@ def attempt(folder: Path, job: Job | None, most_failures: int) -> Iterator[None]
 
 def end_unsettled(folder: Path, why: str) -> None:
     """Note that what `begin` had noted came to an end before there were settings."""
-    if folder.resolve() in _held:
+    if run_lock.is_held(folder):
         _end_failed(folder, f"no settings, {why}", for_good=True)
-        _release(folder)
+        run_lock.release(folder)
 
 
 def note_killed(folder: Path, job: Job, how: str) -> None:
     """Note a start that was killed before it could be noted."""
     begin(folder, job)
     _change(folder, ended=_now(), how=how)
-    _release(folder)
+    run_lock.release(folder)
 
 
 def failures(attempts: Sequence[Attempt]) -> list[Attempt]:
@@ -239,28 +238,6 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _hold(folder: Path, job: Job | None) -> None:
-    """Keep other processes, on other machines too, from this run: a record lock, which ends with the process.
-
-    The file is opened once: were another opened and closed, the lock would be gone.
-    """
-    if folder.resolve() in _held:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
-        try:
-            _check_gone(folder, job)
-        except ValueError:
-            os.close(file)
-            raise
-    except OSError:  # a file system without locks
-        pass
-    _held[folder.resolve()] = file
-
-
 def _check_gone(folder: Path, job: Job | None) -> None:
     """Raise ValueError unless what holds the lock is an earlier start of a job that Slurm has since queued again.
 
@@ -273,9 +250,3 @@ def _check_gone(folder: Path, job: Job | None) -> None:
         return
     where = f", begun on {last[0].host} at {last[0].began} UTC" if last else ""
     raise ValueError(f"another process is at the run in {folder}{where}: end it, or name another folder")
-
-
-def _release(folder: Path) -> None:
-    file = _held.pop(folder.resolve(), None)
-    if file is not None:
-        os.close(file)
