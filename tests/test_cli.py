@@ -185,32 +185,24 @@ def test_train_resume_evaluate_export(
     assert set(scores["export"]["scores"]) == recalls | {"i2t_median_rank", "t2i_median_rank"}
 
 
-def test_two_processes_train_as_one(tiny_run: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_go_on(tiny_run: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Launched by Lightning itself, with the words that begin a run and go on with it."""
     words = [word for word in tiny_run("both") if not word.startswith(("folder=", "hydra."))]
     words += ["model.batch_norm.statistics=cross_rank", "trainer.precision=64-true", "centre_captions=true"]
-    words += ["model.vision.stochastic_depth=0.0", "model.text.dropout=0.0"]
-    main(["train", *words, f"hydra.run.dir={tmp_path / 'one'}", "trainer.devices=1"])
-    more = [f"hydra.run.dir={tmp_path / 'two'}", "trainer.devices=2"]
-    command = [sys.executable, "-m", "align_train", "train", *words, *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words += ["model.vision.stochastic_depth=0.0", "model.text.dropout=0.0", "schedule.total_steps=6"]
+    folders = {"one": tmp_path / "one", "two": tmp_path / "two=2"}
+    main(["train", *words, f"hydra.run.dir={folders['one']}", "trainer.devices=1"])
+    more = [f"hydra.run.dir={folders['two']}", "trainer.devices=2", "resume=auto"]
+    for steps in (4, 6):
+        command = [sys.executable, "-m", "align_train", "train", *words, *more, f"max_steps={steps}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    starts = [(each.first_step, each.reached, each.how) for each in read_attempts(folders["two"])]
+    assert starts == [(0, 4, "done"), (4, 6, "done")]
     losses = {}
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "metrics.csv").read_text().splitlines()
+    for name, folder in folders.items():
+        lines = (folder / "metrics.csv").read_text().splitlines()
         column = lines[0].split(",").index("loss")
         losses[name] = [float(value) for line in lines[1:] if (value := line.split(",")[column])]
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
     assert len(losses["one"]) == 6
-
-
-def test_lightnings_own_launch_begins_and_goes_on_with_resume_auto(
-    tiny_run: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    words = [word for word in tiny_run("both") if not word.startswith(("folder=", "hydra."))]
-    words += ["trainer.devices=2", "resume=auto", "data.validation=null", f"hydra.run.dir={tmp_path / 'two=2'}"]
-    command = [sys.executable, "-m", "align_train", "train", *words]
-    for steps in (3, 4):
-        done = subprocess.run([*command, f"max_steps={steps}"], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    starts = [(each.first_step, each.reached, each.how) for each in read_attempts(tmp_path / "two=2")]
-    assert starts == [(0, 3, "done"), (3, 4, "done")]
