@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         yes, why = False, f"{why}; --no-requeue, or this cluster, forbids to queue it again: {advice}"
     told = f"again: {'yes' if yes else 'no'}, {why}" + (f"; run folder {folder}" if folder else "")
     print(told + (f"; if Slurm does not queue it: {advice}" if yes else ""))
-    sys.exit(not yes)
+    sys.exit(0 if yes else 1)
 
 
 def how_to_go_on(folder: Path | None) -> str:

@@ -1,5 +1,6 @@
 """A verb as a Hydra application, and errors as one line."""
 
+import gc
 import logging
 import os
 import re
@@ -55,7 +56,7 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
         composed = [*continued(overrides, looks), "hydra.output_subdir=null"] if verb in RUNS else list(overrides)
     except EXPECTED as error:
         _fail(verb, error)
-    function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
+    function = _imported(verb)
 
     entered = False
 
@@ -87,6 +88,22 @@ def _run(verb: str, overrides: Sequence[str]) -> None:
         raise
     finally:
         sys.argv = given
+
+
+def _imported(verb: str) -> Callable[[DictConfig], None]:
+    """The verb's function, without looking for garbage meanwhile.
+
+    Torch, Lightning and what they bring are half a million objects, all of which stay. Looking through them again and
+    again took 1 s of 5 s (docs/log.md, 2026-11-22).
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        function: Callable[[DictConfig], None] = getattr(import_module(f"align_train.cli.{verb}"), verb)
+        return function
+    finally:
+        if collected:
+            gc.enable()
 
 
 def split_flags(words: Sequence[str]) -> tuple[list[str], list[str]]:
