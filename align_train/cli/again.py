@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align_train.cli.attempts import DONE, Attempt, failures, idle, note_killed, read_attempts, told_failures
 from align_train.cli.jobs import Job
-from align_train.cli.resuming import AUTO, FOLDER, quoted, value_of
+from align_train.cli.resuming import AUTO, FOLDER, has_checkpoint, quoted, value_of
 from align_train.cli.run_folders import folder_of, last_folder
 from align_train.signals import Wish
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def how_to_go_on(folder: Path | None) -> str:
     """What to submit where Slurm is not to queue the job again."""
-    if folder and any((folder / "checkpoints" / f"{name}.ckpt").exists() for name in ("last", "best")):
+    if folder and has_checkpoint(folder):
         return f"submit with resume={quoted(folder.absolute())}"
     return SAME_WORDS
 

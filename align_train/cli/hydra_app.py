@@ -94,7 +94,7 @@ def _imported(verb: str) -> Callable[[DictConfig], None]:
     """The verb's function, without looking for garbage meanwhile.
 
     Torch, Lightning and what they bring are half a million objects, all of which stay. Looking through them again and
-    again took 1 s of 5 s (docs/log.md, 2026-11-22).
+    again took 0.7 s of 7.5 s (docs/log.md, 2026-11-22).
     """
     collected = gc.isenabled()
     gc.disable()

@@ -42,7 +42,7 @@ def continued(overrides: Sequence[str], looks: bool = False) -> list[str]:
 
 def _with_recorded(overrides: Sequence[str], folder: Path, wanted: str) -> list[str]:
     words = [*overrides, f"{FOLDER}={quoted(folder)}", f"resume={wanted if wanted == AUTO else quoted(folder)}"]
-    kept = [file for file in (folder / "checkpoints").glob("*.ckpt") if file.stem in ("last", "best")]
+    kept = has_checkpoint(folder)
     if not kept and wanted == AUTO:
         return merged(words)
     record = folder / ".hydra" / "overrides.yaml"
@@ -50,6 +50,11 @@ def _with_recorded(overrides: Sequence[str], folder: Path, wanted: str) -> list[
         missing = folder / "checkpoints" / "last.ckpt" if record.is_file() else record
         raise FileNotFoundError(f"{missing} is missing: resume=... takes the folder of a run that saved a checkpoint")
     return merged([*(str(word) for word in OmegaConf.load(record)), *words])
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has something to go on from, as `engine.newest_checkpoint` looks for it."""
+    return any((folder / "checkpoints" / f"{name}.ckpt").exists() for name in ("last", "best"))
 
 
 def record_settings(config: DictConfig) -> None:

@@ -168,9 +168,8 @@ class PairData(L.LightningDataModule):
         states = gather_objects(state)
         if any(other != state for other in states):
             apart = [name for name in state if any(other[name] != states[0][name] for other in states)]
-            told = "; ".join(
-                f"rank {number}: { ({name: other[name] for name in apart}) }" for number, other in enumerate(states)
-            )
+            places = [{name: other[name] for name in apart} for other in states]
+            told = "; ".join(f"rank {number}: {place}" for number, place in enumerate(places))
             broken = ", ".join(self.opener.quarantine.names) or "nothing"
             raise ValueError(
                 f"the ranks are not at the same place of the data ({told}), since one could not read what another "
